@@ -1,0 +1,30 @@
+# make demo           set up once, then train, evaluate and show both tasks on generated data
+# make test           set up once, then the test suite
+# make test-slow      the checks that take longer: overfitting, interrupted training, the README's commands
+# make test-upstream  the same suite beside the frozen upstream OpenMMLab packages (Python 3.10 or 3.11)
+# make demo-seeds     the demo with three seeds; writes docs/demo.md
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: demo demo-seeds test test-slow test-upstream
+
+demo: .venv/.ready
+	$(RUN) tools/demo.py
+
+demo-seeds: .venv/.ready
+	$(RUN) tools/demo.py --seeds 0 1 2 --report docs/demo.md
+
+test: .venv/.ready
+	$(RUN) -m pytest
+
+test-slow: .venv/.ready
+	$(RUN) -m pytest -m slow
+
+test-upstream: .venv-upstream/.ready
+	.venv-upstream/bin/python -m pytest
+
+.venv/.ready: tools/env/make_env.py tools/env/onedl.txt setup.py
+	$(PYTHON) tools/env/make_env.py .venv tools/env/onedl.txt
+
+.venv-upstream/.ready: tools/env/make_env.py tools/env/upstream.txt setup.py
+	$(PYTHON) tools/env/make_env.py .venv-upstream tools/env/upstream.txt --max-python 3.11

@@ -1,0 +1,146 @@
+"""ConvNeXt as a backbone: image in, one normalised feature map per stage out."""
+from contextlib import nullcontext
+from typing import Mapping, Optional, Sequence, Tuple, Union
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from .architectures import get_architecture
+from .layers import Block, LayerNorm2d
+from .registry import MODELS
+from .weights import load_weights
+
+NUM_STAGES = 4
+
+
+@MODELS.register_module()
+class ConvNeXt(BaseModule):
+    """ConvNeXt V1 (arXiv 2201.03545) for dense prediction.
+
+    (N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i), shallow to deep, with s = 4, 8, 16, 32. Sides that
+    do not divide are rounded down at each reduction. The maps are NCHW-contiguous: mmcv's RoIAlign and modulated
+    deformable convolution read channels-last maps wrongly and do not say so.
+
+    Args:
+        arch: name in ``architectures.ARCHITECTURES``, or a dict with ``depths`` and ``dims``.
+        in_channels: channels of the image.
+        out_indices: stages to emit, 0 to 3, negative ones count from the end. Maps leave shallow to deep whatever
+            the order here.
+        out_norm: a LayerNorm on each emitted map (``norm0`` ... ``norm3``), as all published dense models have.
+        drop_path_rate: stochastic depth of the last block; the blocks before it follow a line from 0.
+        layer_scale_init_value: initial ``gamma`` of every block; weights that are loaded replace it.
+        frozen_stages: -1 nothing, 0 the stem, k the stem and stages 0 ... k-1 with their downsampling. Output norms
+            stay trainable.
+        output_stride: 32, or 16 or 8 for DeepLab-style heads: reductions past it keep their kernel, run at stride 1
+            with 'same' padding, and every later convolution is dilated instead, as in timm.
+        checkpointing: recompute activations in backward: ``'none'``, ``'mlp'`` or ``'block'``.
+        init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads through ``load_weights``, which raises
+            where a tensor does not fit.
+
+    Attributes:
+        out_channels, out_strides: tuples with one entry per emitted map.
+
+    Raises:
+        ValueError: an argument is out of its range; an image has other channels than ``in_channels`` or a side
+            shorter than 32 pixels.
+    """
+
+    def __init__(self, arch: Union[str, Mapping] = 'tiny', in_channels: int = 3,
+                 out_indices: Sequence[int] = (0, 1, 2, 3), out_norm: bool = True, drop_path_rate: float = 0.,
+                 layer_scale_init_value: float = 1., frozen_stages: int = -1, output_stride: int = 32,
+                 checkpointing: str = 'none', init_cfg: Optional[dict] = None):
+        super().__init__(init_cfg=init_cfg)
+        self.depths, dims = get_architecture(arch)
+        self.in_channels = in_channels
+        self.out_indices = _check_out_indices(out_indices)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate lies in [0, 1), not {drop_path_rate}')
+        if frozen_stages not in range(-1, NUM_STAGES + 1):
+            raise ValueError(f'frozen_stages is -1 (nothing), 0 (stem) ... {NUM_STAGES}, not {frozen_stages!r}')
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f'output_stride is 8, 16 or 32, not {output_stride!r}')
+        if checkpointing not in ('none', 'mlp', 'block'):
+            raise ValueError(f"checkpointing is 'none', 'mlp' or 'block', not {checkpointing!r}")
+        self.frozen_stages = frozen_stages
+        self._frozen_downsamplings = {-1: 0, 0: 1}.get(frozen_stages, frozen_stages)  # 0: the stem without its stage
+        self.out_channels = tuple(dims[i] for i in self.out_indices)
+        self.out_strides = tuple(min(4 * 2**i, output_stride) for i in self.out_indices)
+
+        # Stages past the last emitted one would get no gradient, so they are not built.
+        num_stages = self.out_indices[-1] + 1
+        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, stride=4), LayerNorm2d(dims[0]))
+        self.downsample_layers = nn.ModuleList([stem])
+        self.stages = nn.ModuleList()
+        # The line runs over all stages of the architecture, so that leaving one out changes no rate.
+        rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist())
+        for i in range(num_stages):
+            dilation = max(1, 4 * 2**i // output_stride)
+            if i:
+                reduction = (dict(stride=2) if dilation == 1 else dict(padding='same', dilation=dilation // 2))
+                self.downsample_layers.append(nn.Sequential(
+                    LayerNorm2d(dims[i - 1]), nn.Conv2d(dims[i - 1], dims[i], 2, **reduction)))
+            self.stages.append(nn.Sequential(*(
+                Block(dims[i], next(rates), layer_scale_init_value, dilation, checkpointing)
+                for _ in range(self.depths[i]))))
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', LayerNorm2d(dims[i]) if out_norm else nn.Identity())
+        self.apply(_init)
+        self._freeze()
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """(N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i)."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 32:
+            raise ValueError(f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, got '
+                             f'{tuple(x.shape)}; images with other channels need in_channels={x.shape[1:2]}')
+        x = x.contiguous(memory_format=torch.channels_last)
+        maps = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            # No graph through the frozen prefix, even if the image itself asks for gradients.
+            with torch.no_grad() if i < self._frozen_downsamplings else nullcontext():
+                x = downsample(x)
+            with torch.no_grad() if i < self.frozen_stages else nullcontext():
+                x = stage(x)
+            if i in self.out_indices:
+                maps.append(getattr(self, f'norm{i}')(x).contiguous(memory_format=torch.contiguous_format))
+        return tuple(maps)
+
+    def init_weights(self) -> None:
+        """Load ``init_cfg``'s checkpoint; everything else was initialised when the module was built."""
+        if self.is_init or not self.init_cfg:
+            return
+        if not isinstance(self.init_cfg, Mapping) or set(self.init_cfg) != {'type', 'checkpoint'} \
+                or self.init_cfg['type'] != 'Pretrained':
+            raise ValueError("init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL): the prefix of the "
+                             f'backbone inside a larger file is found by itself. Got {self.init_cfg}')
+        load_weights(self, self.init_cfg['checkpoint'])
+        self.is_init = True
+
+    def train(self, mode: bool = True) -> 'ConvNeXt':
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        for module in (*self.downsample_layers[:self._frozen_downsamplings], *self.stages[:max(self.frozen_stages, 0)]):
+            module.eval()  # drop path off
+            module.requires_grad_(False)
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
+    """Sorted, with negative ones counted from the end."""
+    out_indices = tuple(out_indices)
+    if not out_indices or not all(-NUM_STAGES <= i < NUM_STAGES for i in out_indices):
+        raise ValueError(f'out_indices names one or more of the stages 0 ... {NUM_STAGES - 1} '
+                         f'(or -{NUM_STAGES} ... -1), not {out_indices}')
+    sorted_indices = tuple(sorted(i % NUM_STAGES for i in out_indices))
+    if len(set(sorted_indices)) != len(sorted_indices):
+        raise ValueError(f'out_indices {out_indices} names a stage twice')
+    return sorted_indices
+
+
+def _init(module: nn.Module) -> None:
+    """Truncated normal of std 0.02, no bias: the official code's value (the paper's table 5 prints 0.2)."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=.02)
+        nn.init.zeros_(module.bias)

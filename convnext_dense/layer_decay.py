@@ -1,0 +1,137 @@
+"""Layer-wise learning-rate decay: parameter name -> layer id -> scale -> parameter group.
+
+The rules are those of the official ConvNeXt code for COCO (``layer_wise``) and ADE20K (``stage_wise``).
+"""
+import re
+from collections import Counter
+from typing import Dict, List, Sequence
+
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from .backbone import ConvNeXt
+from .registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+DECAY_TYPES = ('layer_wise', 'stage_wise')
+BLOCKS_PER_LAYER = 3  # the blocks of the third stage are grouped in threes
+
+
+def default_num_layers(depths: Sequence[int]) -> int:
+    """Layers of the backbone past the stem: 6 for depths (3, 3, 9, 3), 12 for (3, 3, 27, 3)."""
+    return 3 + -(-depths[2] // BLOCKS_PER_LAYER)
+
+
+def layer_id(name: str, depths: Sequence[int], decay_type: str, num_layers: int = None) -> int:
+    """Layer of a parameter, 0 (stem) ... num_layers + 1 (heads, and the backbone's output norms).
+
+    Args:
+        name: within the backbone, such as ``stages.2.4.pwconv1.weight``; any other name is a head's.
+        depths: blocks per stage.
+        decay_type: ``layer_wise``: the stem is 0, each stage is one layer together with its downsampling, the third
+            one layer per three blocks (its downsampling shares the first). ``stage_wise``: all downsamplings are 0,
+            stage k is k + 1.
+        num_layers: defaults to what the depths imply.
+    """
+    num_layers = num_layers or default_num_layers(depths)
+    match = re.match(r'(downsample_layers|stages)\.(\d)\.(?:(\d+)\.)?', name)
+    if not match:
+        return num_layers + 1
+    kind, stage = match[1], int(match[2])
+    if decay_type == 'stage_wise':
+        return stage + 1 if kind == 'stages' else 0
+    if kind == 'downsample_layers' and stage == 0:
+        return 0
+    block = int(match[3]) if kind == 'stages' else 0
+    return (1, 2, 3 + block // BLOCKS_PER_LAYER, num_layers)[stage]
+
+
+def lr_scale(layer: int, decay_rate: float, num_layers: int) -> float:
+    """Factor on the base learning rate: 1 for the heads, times ``decay_rate`` per layer below them."""
+    return decay_rate**(num_layers + 1 - layer)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Optimiser with one parameter group per layer, and per layer one without weight decay (biases and 1-D tensors).
+
+    Used as ``optim_wrapper=dict(constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise'))``. Groups are named ``layer_{id}_{decay|no_decay}``
+    and carry ``lr``, ``lr_scale``, ``weight_decay`` and ``param_names``. The backbone is found by its type, wherever
+    it sits in the model.
+
+    paramwise_cfg:
+        decay_rate: factor per layer, in (0, 1].
+        decay_type: ``layer_wise`` (official on COCO) or ``stage_wise`` (official on ADE20K).
+        num_layers: defaults to what the depths imply; it may not be smaller, since layers would then share a rate or
+            exceed the heads'.
+
+    Raises:
+        ValueError: a key is missing, unknown or out of range; the model has no ConvNeXt, or several.
+    """
+
+    def _validate_cfg(self) -> None:
+        cfg = self.paramwise_cfg
+        # Also covers an empty paramwise_cfg, with which MMEngine would build one flat group without a word.
+        if not {'decay_rate', 'decay_type'} <= set(cfg) <= {'decay_rate', 'decay_type', 'num_layers'}:
+            raise ValueError('paramwise_cfg needs decay_rate and decay_type, may have num_layers, and takes nothing '
+                             f'else; got {dict(cfg)}')
+        if cfg['decay_type'] not in DECAY_TYPES:
+            raise ValueError(f'decay_type is one of {DECAY_TYPES}, not {cfg["decay_type"]!r}')
+        if not 0 < cfg['decay_rate'] <= 1:
+            raise ValueError(f'decay_rate lies in (0, 1], not {cfg["decay_rate"]}')
+        if self.base_lr is None or self.base_wd is None:
+            raise ValueError('the optimizer of a layer-decay recipe needs lr and weight_decay')
+
+    def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
+        """Fill ``params`` with the groups, in the order of ``module.named_parameters()``."""
+        if is_model_wrapper(module):
+            module = module.module
+        prefix, backbone = _find_backbone(module)
+        implied = default_num_layers(backbone.depths)
+        num_layers = self.paramwise_cfg.get('num_layers', implied)
+        if num_layers < implied:
+            raise ValueError(f'num_layers={num_layers} is too small for depths {backbone.depths}, which make {implied} '
+                             'layers: some would share a rate or exceed that of the heads. Leave it out')
+        decay_rate, decay_type = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['decay_type']
+
+        groups: Dict[str, dict] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            own_name = name[len(prefix):] if name.startswith(prefix) else 'head'
+            layer = layer_id(own_name, backbone.depths, decay_type, num_layers)
+            decays = parameter.dim() > 1 and not name.endswith('.bias')
+            key = f'layer_{layer}_{"decay" if decays else "no_decay"}'
+            if key not in groups:
+                scale = lr_scale(layer, decay_rate, num_layers)
+                groups[key] = dict(weight_decay=self.base_wd if decays else 0., params=[], param_names=[],
+                                   lr_scale=scale, group_name=key, lr=self.base_lr * scale)
+            groups[key]['params'].append(parameter)
+            groups[key]['param_names'].append(name)
+        params.extend(groups.values())
+        print_log(f'{decay_type} learning-rate decay {decay_rate}, {num_layers} layers\n{format_groups(params)}',
+                  logger='current')
+
+
+def _find_backbone(model: nn.Module):
+    """(prefix with a trailing dot, ConvNeXt)."""
+    found = [(f'{name}.' if name else '', m) for name, m in model.named_modules() if isinstance(m, ConvNeXt)]
+    if len(found) != 1:
+        raise ValueError(f'layer-wise decay needs one convnext_dense.ConvNeXt in the model, found {len(found)} in '
+                         f'{type(model).__name__}' + ''.join(f', {prefix}' for prefix, _ in found))
+    return found[0]
+
+
+def format_groups(groups: List[dict]) -> str:
+    """One line per layer: learning rate, scale, and how many tensors with and without weight decay."""
+    layers = {}
+    for group in groups:
+        layer, kind = re.fullmatch(r'layer_(\d+)_(decay|no_decay)', group['group_name']).groups()
+        row = layers.setdefault(int(layer), Counter(lr=group['lr'], lr_scale=group['lr_scale']))
+        row[kind] += len(group['params'])
+    lines = [f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}']
+    lines += [f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} {row["no_decay"]:>5}'
+              for layer, row in sorted(layers.items())]
+    return '\n'.join(lines)

@@ -1,0 +1,121 @@
+"""Weights: a file is read without executing it, its layout renamed to ours, and every tensor accounted for."""
+import pickle
+import re
+from pathlib import Path
+from typing import Dict, List, Mapping, NamedTuple, Union
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+
+class WeightsError(RuntimeError):
+    """A source of weights that cannot be read, or does not explain every tensor of the network."""
+
+
+class LoadReport(NamedTuple):
+    layout: str  # what the source was recognised as
+    loaded: List[str]  # tensors of the network that were copied
+    dropped: Dict[str, str]  # tensor of the source -> why it was left out
+    left_as_initialised: List[str]  # tensors of the network that the source does not have
+
+    def __str__(self):
+        reasons = ', '.join(sorted(set(self.dropped.values()))) or 'nothing'
+        left = ', '.join(sorted({name.rpartition('.')[0] for name in self.left_as_initialised})) or 'nothing'
+        return f'{self.layout}: {len(self.loaded)} tensors loaded; dropped: {reasons}; left as initialised: {left}'
+
+
+# The official layout needs no renaming. A lone final norm belongs to the classifier, which normalises the pooled
+# vector: it is not norm3, which the official dense models start afresh.
+CLASSIFIER_ONLY = {r'norm\.(weight|bias)': "classifier's final norm", r'head\..*': "classifier's head"}
+OUTPUT_NORM = re.compile(r'norm(\d)\.(weight|bias)')
+
+
+def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]]) -> LoadReport:
+    """Copy weights into a ``ConvNeXt`` in place and account for every tensor on both sides.
+
+    Args:
+        net: the backbone.
+        source: path, URL (kept in torch.hub's folder) or state dict, in the official layout: a classifier's (under
+            ``model``) or that of a detector or segmentor (under ``state_dict``, the backbone below ``backbone.``).
+
+    Returns:
+        A report; it is logged as one line.
+
+    Raises:
+        WeightsError: the source cannot be read, or tensors are missing, unknown or of another shape. Only the output
+            norms ``norm0`` ... ``norm3`` may be missing, and only together.
+    """
+    where = 'a state dict' if isinstance(source, Mapping) else str(source)
+    tensors = dict(source) if isinstance(source, Mapping) else _read(where)
+    for wrapper in ('model', 'state_dict'):
+        if isinstance(tensors.get(wrapper), Mapping):
+            tensors = dict(tensors[wrapper])
+    tensors, layout = _take_backbone(tensors, where)
+
+    own = net.state_dict()
+    dropped = {}
+    for name in list(tensors):
+        reason = next((why for pattern, why in CLASSIFIER_ONLY.items() if re.fullmatch(pattern, name)), None)
+        norm = OUTPUT_NORM.fullmatch(name)
+        if norm and name not in own:
+            reason = 'norm of a stage that is not emitted'
+        if reason:
+            dropped[name] = reason
+            del tensors[name]
+
+    missing = [name for name in own if name not in tensors]
+    left = missing if all(OUTPUT_NORM.fullmatch(name) for name in missing) and \
+        not any(OUTPUT_NORM.fullmatch(name) for name in tensors) else []
+    problems = {
+        'missing': [name for name in missing if name not in left],
+        'unknown': [name for name in tensors if name not in own],
+        'of another shape': [f'{name} {tuple(tensors[name].shape)} where {tuple(own[name].shape)} is expected'
+                             for name in own if name in tensors and tensors[name].shape != own[name].shape],
+        'not finite': [name for name, value in tensors.items() if not torch.isfinite(value).all()],
+    }
+    if any(problems.values()):
+        lines = [f'  {len(names)} {kind}: ' + ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+                 for kind, names in problems.items() if names]
+        raise WeightsError(f'{where} ({layout}) does not fit this ConvNeXt:\n' + '\n'.join(lines) + '\n'
+                           'Is it of another size (arch), or not a ConvNeXt in the official layout?')
+
+    with torch.no_grad():  # in place: the optimiser may hold the parameters already
+        for name, value in tensors.items():
+            own[name].copy_(value)
+    report = LoadReport(layout, list(tensors), dropped, left)
+    print_log(f'ConvNeXt weights from {where}: {report}', logger='current')
+    return report
+
+
+def _take_backbone(tensors, where):
+    """Strip the path to the backbone (``backbone.``, ``module.backbone.`` ...), found by the stem's first tensor."""
+    stems = [name for name in tensors if name.endswith('downsample_layers.0.0.weight')]
+    if len(stems) != 1:
+        found = ', '.join(list(tensors)[:3]) or 'nothing'
+        raise WeightsError(f'{where} holds {len(stems)} ConvNeXt stems under the official name '
+                           f'downsample_layers.0.0.weight, expected one. Its first entries: {found}')
+    prefix = stems[0][:-len('downsample_layers.0.0.weight')]
+    layout = f'official, backbone below {prefix!r}' if prefix else 'official'
+    return {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}, layout
+
+
+def _read(where: str) -> Mapping:
+    """Path or URL -> what the file holds. Nothing in the file is executed."""
+    path = Path(where)
+    if re.match(r'https?://', where):
+        path = Path(torch.hub.get_dir()) / 'checkpoints' / where.rpartition('/')[2]
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            print_log(f'fetching {where} to {path}', logger='current')
+            try:
+                torch.hub.download_url_to_file(where, str(path))
+            except OSError as error:
+                raise WeightsError(f'could not fetch {where}: {error}\nFetch it elsewhere and put it at {path}, or name '
+                                   'a local file as checkpoint; init_cfg=None trains from random weights.') from None
+    if not path.is_file():
+        raise WeightsError(f'no weights at {path.absolute()}: expected a path or a URL')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(f'{path} cannot be read as plain tensors: {error}') from None
