@@ -117,5 +117,5 @@ def _read(where: str) -> Mapping:
         raise WeightsError(f'no weights at {path.absolute()}: expected a path or a URL')
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise WeightsError(f'{path} cannot be read as plain tensors: {error}') from None

@@ -108,7 +108,7 @@ def draw_learning_rates(folders, path):
     for (task, folder), axis in zip(folders.items(), axes):
         cfg = Config.fromfile(next(folder.glob('*.py')))
         init_default_scope(cfg.default_scope)
-        groups = build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper).param_groups
+        groups = build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper).optimizer.param_groups
         scales = {int(group['group_name'].split('_')[1]): group['lr_scale'] for group in groups}
         log = [row for row in scalars(folder) if 'base_lr' in row]
         for layer, scale in sorted(scales.items(), reverse=True):

@@ -1,5 +1,7 @@
 # Mask R-CNN on ConvNeXt and FPN. Heads, assigners and samplers are those of the standard ResNet-50 3x recipe.
 # A leaf sets arch, drop_path_rate and the neck's in_channels.
+custom_imports = dict(imports=['convnext_dense.roi_extractor'])  # needs mmdet, so it is not imported by default
+
 anchor_box = dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[1., 1., 1., 1.])
 roi_box = dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=[0.1, 0.1, 0.2, 0.2])
 cross_entropy = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
@@ -21,13 +23,13 @@ model = dict(
     roi_head=dict(
         type='StandardRoIHead',
         bbox_roi_extractor=dict(
-            type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+            type='convnext_dense.SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
             out_channels=256, featmap_strides=[4, 8, 16, 32]),
         bbox_head=dict(
             type='Shared2FCBBoxHead', in_channels=256, fc_out_channels=1024, roi_feat_size=7, num_classes=80,
             bbox_coder=roi_box, reg_class_agnostic=False, loss_cls=cross_entropy, loss_bbox=l1),
         mask_roi_extractor=dict(
-            type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
+            type='convnext_dense.SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
             out_channels=256, featmap_strides=[4, 8, 16, 32]),
         mask_head=dict(
             type='FCNMaskHead', num_convs=4, in_channels=256, conv_out_channels=256, num_classes=80,

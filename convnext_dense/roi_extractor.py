@@ -1,0 +1,18 @@
+"""mmdet's RoI extractor, safe on channels-last maps. Needs mmdet; the Mask R-CNN base config imports it."""
+from typing import Optional, Sequence
+
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor as MMDetSingleRoIExtractor
+from torch import Tensor
+
+from .registry import MODELS
+
+
+@MODELS.register_module()
+class SingleRoIExtractor(MMDetSingleRoIExtractor):
+    """mmcv's RoIAlign reads channels-last maps as if they were NCHW and does not say so. Our backbone emits NCHW, but
+    a neck whose weights are channels-last (``model.to(memory_format=torch.channels_last)``) turns its maps again.
+    """
+
+    def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: Optional[float] = None) -> Tensor:
+        """Maps (N, C, H_i, W_i) and RoIs (K, 5) -> (K, C, output_size, output_size)."""
+        return super().forward(tuple(f.contiguous() for f in feats), rois, roi_scale_factor)

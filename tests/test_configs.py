@@ -1,0 +1,146 @@
+"""Every shipped config is parsed, built and run; the recipes' numbers stand in the two full ones."""
+import copy
+
+import pytest
+import torch
+from conftest import ADE_T, ALL_CONFIGS, COCO_T, ROOT
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
+from mmengine.structures import PixelData
+
+
+def load(path):
+    cfg = Config.fromfile(ROOT / path)
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.init_cfg = None
+    return cfg
+
+
+def batch(cfg, size=128):
+    """Images (2, 3, size, size) uint8 with two instances, or with a label map, as the dataloaders hand them over."""
+    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in range(2)]
+    if cfg.default_scope == 'mmseg':
+        from mmseg.structures import SegDataSample
+        samples = [SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size))) for _ in images]
+        for sample in samples:
+            sample.gt_sem_seg = PixelData(data=torch.randint(0, cfg.model.decode_head.num_classes, (1, size, size)))
+    else:
+        from mmdet.testing import demo_mm_inputs
+        packed = demo_mm_inputs(2, [[3, size, size]] * 2, num_items=[2, 2], with_mask=True,
+                                num_classes=cfg.model.roi_head.bbox_head.num_classes)
+        samples = packed['data_samples']
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('path', ALL_CONFIGS)
+def test_config_dumps_builds_and_runs(path, tmp_path):
+    cfg = load(path)
+    cfg.dump(tmp_path / 'dumped.py')
+    dumped = load(tmp_path / 'dumped.py')
+    assert dumped.model == cfg.model and dumped.optim_wrapper == cfg.optim_wrapper
+    for split in ('train', 'val', 'test'):
+        for transform in cfg[f'{split}_dataloader'].dataset.pipeline:
+            TRANSFORMS.build(copy.deepcopy(transform))
+    if 'size' in cfg.model.data_preprocessor:
+        cfg.model.data_preprocessor.size = (128, 128)  # the crop, for speed
+    model = revert_sync_batchnorm(MODELS.build(cfg.model).train())
+    data = model.data_preprocessor(batch(cfg), training=True)
+    losses = model(**data, mode='loss')
+    loss, _ = model.parse_losses(losses)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # find_unused_parameters=False
+
+
+@pytest.mark.parametrize('path', [p for p in ALL_CONFIGS if 'demo' not in p])
+def test_leaf_configs_are_short(path):
+    assert sum(bool(line.strip()) for line in (ROOT / path).read_text().splitlines()) <= 20
+
+
+def get(cfg, path):
+    for key in path.split('.'):
+        cfg = cfg[int(key)] if key.isdigit() else cfg[key]
+    return cfg
+
+
+COCO_VALUES = {
+    'model.backbone.arch': 'tiny', 'model.backbone.drop_path_rate': .4, 'model.backbone.layer_scale_init_value': 1.,
+    'model.backbone.out_indices': (0, 1, 2, 3),
+    'model.backbone.init_cfg.checkpoint': 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth',
+    'model.neck': dict(type='FPN', in_channels=[96, 192, 384, 768], out_channels=256, num_outs=5),
+    'model.data_preprocessor.mean': [123.675, 116.28, 103.53], 'model.data_preprocessor.std': [58.395, 57.12, 57.375],
+    'model.data_preprocessor.bgr_to_rgb': True, 'model.data_preprocessor.pad_size_divisor': 32,
+    'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.optimizer': dict(
+        type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05),
+    'optim_wrapper.paramwise_cfg': dict(decay_type='layer_wise', decay_rate=.95, num_layers=6),
+    'train_cfg.max_epochs': 36, 'param_scheduler.1.milestones': [27, 33], 'param_scheduler.1.gamma': .1,
+    'train_dataloader.batch_size': 2, 'auto_scale_lr.base_batch_size': 16,
+    'model.test_cfg.rcnn.score_thr': .05, 'model.test_cfg.rcnn.max_per_img': 100,
+    'model.train_cfg.rpn_proposal.max_per_img': 1000, 'model.train_cfg.rcnn.sampler.num': 512,
+    'model.roi_head.bbox_roi_extractor.roi_layer': dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+    'model.roi_head.mask_roi_extractor.roi_layer.output_size': 14,
+    'train_dataloader.dataset.pipeline.2.prob': .5,
+    'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': [
+        (480, 1333), (512, 1333), (544, 1333), (576, 1333), (608, 1333), (640, 1333), (672, 1333), (704, 1333),
+        (736, 1333), (768, 1333), (800, 1333)],
+    'train_dataloader.dataset.pipeline.3.transforms.1.0.scales': [(400, 1333), (500, 1333), (600, 1333)],
+    'train_dataloader.dataset.pipeline.3.transforms.1.1': dict(
+        type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
+    'test_dataloader.dataset.pipeline.1': dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+}
+ADE_VALUES = {
+    'model.backbone.arch': 'tiny', 'model.backbone.drop_path_rate': .4, 'model.backbone.layer_scale_init_value': 1.,
+    'model.backbone.init_cfg.checkpoint': 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth',
+    'model.decode_head.in_channels': [96, 192, 384, 768], 'model.decode_head.channels': 512,
+    'model.decode_head.pool_scales': (1, 2, 3, 6), 'model.decode_head.dropout_ratio': .1,
+    'model.decode_head.num_classes': 150, 'model.decode_head.align_corners': False,
+    'model.decode_head.norm_cfg.type': 'SyncBN', 'model.decode_head.loss_decode.loss_weight': 1.,
+    'model.auxiliary_head.in_channels': 384, 'model.auxiliary_head.in_index': 2, 'model.auxiliary_head.channels': 256,
+    'model.auxiliary_head.num_convs': 1, 'model.auxiliary_head.concat_input': False,
+    'model.auxiliary_head.loss_decode.loss_weight': .4,
+    'model.test_cfg': dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
+    'model.data_preprocessor.size': (512, 512), 'model.data_preprocessor.seg_pad_val': 255,
+    'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.optimizer': dict(
+        type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05),
+    'optim_wrapper.paramwise_cfg': dict(decay_type='stage_wise', decay_rate=.9, num_layers=6),
+    'train_cfg.max_iters': 160000, 'train_dataloader.batch_size': 2,
+    'train_dataloader.dataset.pipeline.2': dict(
+        type='RandomResize', scale=(2048, 512), ratio_range=(.5, 2.), keep_ratio=True),
+    'train_dataloader.dataset.pipeline.3': dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=.75),
+    'test_dataloader.dataset.pipeline.1': dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+    'tta_test_cfg': dict(mode='whole'),
+    'tta_pipeline.1.transforms.0.0.scale': (1024, 256), 'tta_pipeline.1.transforms.0.5.scale': (3584, 896),
+}
+
+
+@pytest.mark.parametrize('path, values', [(COCO_T, COCO_VALUES), (ADE_T, ADE_VALUES)])
+def test_recipe_numbers(path, values):
+    cfg = Config.fromfile(ROOT / path)
+    assert {key: get(cfg, key) for key in values} == values
+
+
+def learning_rates(cfg, iterations):
+    """Rate relative to the base at each iteration, from the config's own schedulers."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.)
+    schedulers = [PARAM_SCHEDULERS.build(dict(s, optimizer=optimizer)) for s in cfg.param_scheduler if not s.by_epoch]
+    rates = []
+    for _ in range(iterations):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return torch.tensor(rates, dtype=torch.float64)
+
+
+def warm_up(iterations, ratio, length):
+    """mmcv's linear warm-up, the one that the official runs had."""
+    i = torch.arange(iterations, dtype=torch.float64)
+    return torch.where(i < length, 1 - (1 - i / length) * (1 - ratio), torch.ones_like(i))
+
+
+def test_schedules_follow_the_official_curves():
+    assert torch.allclose(learning_rates(load(COCO_T), 1000), warm_up(1000, 1e-3, 500), atol=1e-11)
+    ade = learning_rates(load(ADE_T), 160000)
+    i = torch.arange(160000, dtype=torch.float64)
+    assert torch.allclose(ade, (1 - i / 160000) * warm_up(160000, 1e-6, 1500), rtol=0, atol=1e-11)

@@ -1,0 +1,99 @@
+"""Parameter groups against the published rules, written out, and against mmdet's and mmseg's own constructors."""
+import pytest
+import torch
+from conftest import ADE_T, COCO_T, ROOT
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+
+from convnext_dense import ConvNeXt, layer_id, lr_scale
+
+# recipes 3.1, N = 6: prefix of the parameter -> layer; the first that matches counts
+LAYER_WISE = {'backbone.downsample_layers.0.': 0, 'backbone.stages.0.': 1,
+              'backbone.downsample_layers.1.': 2, 'backbone.stages.1.': 2, 'backbone.downsample_layers.2.': 3,
+              **{f'backbone.stages.2.{block}.': 3 + group for group, blocks in enumerate(((0, 1, 2), (3, 4, 5), (6, 7, 8)))
+                 for block in blocks},
+              'backbone.downsample_layers.3.': 6, 'backbone.stages.3.': 6, '': 7}
+STAGE_WISE = {'backbone.downsample_layers.': 0, 'backbone.stages.0.': 1, 'backbone.stages.1.': 2,
+              'backbone.stages.2.': 3, 'backbone.stages.3.': 4, '': 7}
+LAYER_WISE_SCALES = [.698337, .735092, .773781, .814506, .857375, .9025, .95, 1]  # 0.95
+STAGE_WISE_SCALES = {0: .478297, 1: .531441, 2: .59049, 3: .6561, 4: .729, 7: 1}  # 0.9
+
+
+def build(path):
+    cfg = Config.fromfile(ROOT / path)
+    cfg.model.backbone.init_cfg = None
+    cfg.optim_wrapper.update(type='OptimWrapper')
+    cfg.optim_wrapper.pop('loss_scale', None)
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model), cfg.optim_wrapper
+
+
+@pytest.mark.parametrize('path, layers, scales, num_groups', [
+    (COCO_T, LAYER_WISE, LAYER_WISE_SCALES, 16), (ADE_T, STAGE_WISE, STAGE_WISE_SCALES, 12)])
+def test_every_parameter_of_the_full_models(path, layers, scales, num_groups):
+    model, optim = build(path)
+    groups = build_optim_wrapper(model, optim).optimizer.param_groups
+    assert len(groups) == num_groups
+    found = {name: (group, p) for group in groups for name, p in zip(group['param_names'], group['params'])}
+    assert len(found) == sum(len(group['params']) for group in groups)
+    assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in model.named_parameters():
+        group, grouped = found[name]
+        assert grouped is parameter
+        layer = next(layer for prefix, layer in layers.items() if name.startswith(prefix))
+        decay = 0 if parameter.dim() == 1 or name.endswith('.bias') else .05
+        assert group['group_name'] == f'layer_{layer}_{"decay" if decay else "no_decay"}', name
+        assert group['weight_decay'] == decay, name
+        assert group['lr'] == pytest.approx(1e-4 * scales[layer], rel=1e-5), name
+        assert group['lr_scale'] == pytest.approx(scales[layer], rel=1e-5), name
+
+
+@pytest.mark.parametrize('path', [COCO_T, ADE_T])
+def test_groups_equal_those_of_the_frameworks_constructor(path):
+    model, optim = build(path)
+    ours = build_optim_wrapper(model, optim).optimizer.param_groups
+    theirs = build_optim_wrapper(model, {**optim, 'constructor': 'LearningRateDecayOptimizerConstructor'}).optimizer.param_groups
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a['group_name'] == b['group_name'] and a['param_names'] == b['param_names']
+        assert all(a[key] == pytest.approx(b[key]) for key in ('lr', 'lr_scale', 'weight_decay'))
+        assert all(x is y for x, y in zip(a['params'], b['params']))
+
+
+@pytest.mark.parametrize('depths, num_layers', [((3, 3, 9, 3), 6), ((3, 3, 27, 3), 12), ((2, 2, 6, 2), 5),
+                                                ((2, 2, 8, 2), 6), ((3, 4, 30, 3), 13)])
+def test_layers_have_no_gap_and_no_collision(depths, num_layers):
+    names = ['downsample_layers.0.0.weight'] + [f'stages.{s}.{b}.gamma' for s in range(4) for b in range(depths[s])]
+    ids = [layer_id(name, depths, 'layer_wise') for name in [*names, 'norm3.weight']]
+    assert ids == sorted(ids) and set(ids) == set(range(num_layers + 2))
+    assert lr_scale(num_layers + 1, .7, num_layers) == 1
+
+
+@pytest.mark.parametrize('cfg, message', [
+    (dict(), 'needs decay_rate'), (dict(decay_rate=.9), 'needs decay_rate'),
+    (dict(decay_rate=.9, decay_type='layerwise'), 'decay_type is one of'),
+    (dict(decay_rate=1.2, decay_type='layer_wise'), r'\(0, 1\]'),
+    (dict(decay_rate=.9, decay_type='layer_wise', num_layers=4), 'too small'),
+    (dict(decay_rate=.9, decay_type='layer_wise', norm_decay_mult=0.), 'nothing else'),
+])
+def test_what_would_silently_change_the_rates_raises(cfg, message):
+    wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=.05), paramwise_cfg=cfg,
+                   constructor='convnext_dense.LayerDecayOptimWrapperConstructor')
+    with pytest.raises(ValueError, match=message):
+        build_optim_wrapper(torch.nn.ModuleDict(dict(backbone=ConvNeXt('atto'))), wrapper)
+
+
+def test_the_backbone_is_found_by_its_type_and_must_be_there():
+    wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=.05),
+                   paramwise_cfg=dict(decay_rate=.9, decay_type='layer_wise'),
+                   constructor='convnext_dense.LayerDecayOptimWrapperConstructor')
+    nested = torch.nn.ModuleDict(dict(teacher=torch.nn.ModuleDict(dict(backbone=ConvNeXt('atto', frozen_stages=1))),
+                                      head=torch.nn.Linear(2, 2)))
+    rates = {name: group['lr'] for group in build_optim_wrapper(nested, wrapper).optimizer.param_groups
+             for name in group['param_names']}
+    assert rates['teacher.backbone.stages.3.0.gamma'] == pytest.approx(.9e-4)
+    assert rates['head.weight'] == rates['teacher.backbone.norm0.weight'] == 1e-4
+    assert not any(name.startswith('teacher.backbone.stages.0') for name in rates)  # frozen
+    with pytest.raises(ValueError, match='needs one convnext_dense.ConvNeXt'):
+        build_optim_wrapper(torch.nn.Linear(2, 2), wrapper)
