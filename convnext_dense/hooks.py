@@ -23,7 +23,8 @@ class CheckpointHook(MMEngineCheckpointHook):
       shape (other classes) is named in a warning.
     - Checkpoints carry the states of Python's, NumPy's and torch's random generators of each rank, and the seed of
       the sampler. The run goes on from these states at the next iteration, whether it was interrupted or not, so
-      validation in between changes nothing. Exact as long as no augmentation draws in the main process (num_workers=0).
+      validation in between changes nothing. Exact but for random augmentation: dataloader workers start from their
+      seed again after a resume.
 
     Raises:
         WeightsError: names, or shapes in the backbone, do not fit.

@@ -93,7 +93,7 @@ def draw_curves(folders, path):
         for name, (owner, key, unit) in METRICS.items():
             points = [(row['step'], row[key] / unit) for row in log if key in row]
             if owner == task:
-                right.plot(*zip((0, 0), *points), marker='o', label=name)
+                right.plot(*zip(*points), marker='o', label=name)
         right.set(title=f'{task}: validation', xlabel='iteration', ylim=(0, 1))
         for axis in (left, right):
             axis.legend(fontsize=8)

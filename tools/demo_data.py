@@ -26,7 +26,7 @@ STUFF = ('wall', 'floor')
 SIZE = 192  # pixels
 SPLITS = dict(train=600, val=100, test=150)
 ADE_FOLDERS = dict(train='training', val='validation', test='test')
-HUE_SPREAD = 0.09  # standard deviation in turns; class hues are 0.2 apart
+HUE_SPREAD = 0.07  # standard deviation in turns; class hues are 0.2 apart
 MIN_VISIBLE = 0.3  # of an instance's own area
 PALETTE = [(0, 0, 0), (120, 110, 100), (180, 165, 140), (220, 60, 60), (60, 120, 220), (70, 170, 80), (235, 180, 50),
            (160, 80, 190)]

@@ -34,8 +34,9 @@ def main():
         cfg.default_hooks.visualization.update(draw=True, interval=1)
     if args.tta:
         if 'tta_pipeline' not in cfg:
-            parser.error("--tta: this config has no tta_pipeline. mmdet's test-time augmentation cannot merge masks, "
-                         'so models with masks are tested at one scale; published ConvNeXt numbers on COCO are too.')
+            parser.error('--tta: this config has no tta_pipeline' + (
+                ". mmdet's test-time augmentation cannot merge masks, so models with masks are tested at one scale, as "
+                'the published numbers on COCO were' if cfg.default_scope == 'mmdet' else ''))
         cfg.model.test_cfg = cfg.get('tta_test_cfg', cfg.model.test_cfg)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)

@@ -51,7 +51,7 @@ test_evaluator = dict(
     type='CocoMetric', ann_file=data_root + 'annotations/instances_test2017.json', metric=['bbox', 'segm'])
 
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise'))
-train_cfg = dict(max_iters=450, val_interval=150)
+    optimizer=dict(lr=2e-3), paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise'))
+train_cfg = dict(max_iters=700, val_interval=175)
 log_processor = dict(by_epoch=False)
-default_hooks = dict(logger=dict(interval=25, log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=150))
+default_hooks = dict(logger=dict(interval=25, log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=175))

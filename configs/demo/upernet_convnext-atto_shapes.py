@@ -5,7 +5,7 @@ _base_ = ['../ade20k/_base_/upernet_convnext.py', '../ade20k/_base_/runtime.py',
 data_root = 'work_dirs/demo/data/ade'
 classes = ('wall', 'floor', 'disc', 'square', 'triangle', 'star', 'ring')
 # Most pixels are wall or floor; they count for less.
-cross_entropy = dict(class_weight=[0.2, 0.2, 1.0, 1.0, 1.0, 1.0, 1.0])
+cross_entropy = dict(class_weight=[0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0])
 model = dict(
     data_preprocessor=dict(size=(192, 192)),
     backbone=dict(arch='atto'),
@@ -24,6 +24,17 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
+]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (160, 192, 224)],
+            [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1., direction='horizontal')],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ]),
 ]
 dataset = dict(type='BaseSegDataset', data_root=data_root, metainfo=dict(classes=classes), reduce_zero_label=True)
 train_dataloader = dict(
@@ -45,5 +56,5 @@ test_evaluator = val_evaluator
 
 optim_wrapper = dict(
     optimizer=dict(lr=3e-3), paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise'))
-train_cfg = dict(max_iters=200, val_interval=100)
+train_cfg = dict(max_iters=450, val_interval=150)
 default_hooks = dict(logger=dict(interval=25), checkpoint=dict(by_epoch=False, interval=150))

@@ -1,0 +1,73 @@
+"""What the README shows is run."""
+import re
+import runpy
+import shlex
+import subprocess
+
+import pytest
+import torch
+from conftest import ROOT, run
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+README = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'```(\S+)( config)?\n(.*?)```', README, re.DOTALL)
+CONFIGS = [code for _, config, code in BLOCKS if config]
+COMMANDS = [shlex.split(line, comments=True) for kind, _, code in BLOCKS if kind == 'bash' for line in code.splitlines()]
+
+
+def test_python_example_gives_the_shapes_it_promises():
+    code = next(code for kind, config, code in BLOCKS if kind == 'python' and not config)
+    *setup, last = code.strip().splitlines()
+    namespace = {}
+    exec('\n'.join(setup), namespace)
+    call, promised = last.split('#')
+    assert [tuple(shape) for shape in eval(call, namespace)] == list(eval(promised.replace(') (', '), (')))
+
+
+@pytest.mark.parametrize('code', CONFIGS)
+def test_config_examples_build_and_optimise(code, tmp_path):
+    (tmp_path / 'config.py').write_text(code)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    maps = model.extract_feat(torch.rand(1, 3, 64, 64))
+    assert len(maps) == 5 and model.backbone.out_channels == (96, 192, 384, 768)
+    if 'LayerDecay' in code:
+        from mmengine.optim import build_optim_wrapper
+        assert build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups[0]['lr_scale'] < .7
+
+
+@pytest.mark.parametrize('command', [c for c in COMMANDS if 'tools/' in ' '.join(c)], ids=' '.join)
+def test_tool_commands_get_as_far_as_the_data(command, tmp_path):
+    """From an empty folder, so that no data are found: tool, config and arguments are all read before that."""
+    launched_with, arguments = command[0], command[1:]
+    if launched_with.endswith('torchrun'):
+        arguments = arguments[arguments.index('tools/train.py'):]
+    arguments = [str(ROOT / a) if a.startswith(('tools/', 'configs/')) else a for a in arguments]
+    (tmp_path / 'CHECKPOINT').touch()
+    output = run(*arguments, ok=False, cwd=tmp_path)
+    assert 'The data of this config are not there' in output
+
+
+@pytest.mark.parametrize('target', [c[1] for c in COMMANDS if c[0] == 'make'])
+def test_make_targets_exist_and_do_no_set_up_twice(target):
+    plan = subprocess.run(['make', '-n', target], cwd=ROOT, capture_output=True, text=True)
+    assert plan.returncode == 0, plan.stderr
+    if (ROOT / '.venv' / '.ready').exists():
+        assert 'make_env' not in plan.stdout
+
+
+def test_links_of_the_docs_lead_somewhere():
+    for page in (ROOT / 'README.md', *ROOT.glob('docs/*.md')):
+        for link in re.findall(r'\]\(([^)#:]+)\)', page.read_text()):
+            assert (page.parent / link).exists(), f'{page}: {link}'
+
+
+def test_setup_asks_for_no_openmmlab_package(monkeypatch):
+    import setuptools
+    asked = {}
+    monkeypatch.setattr(setuptools, 'setup', asked.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / 'setup.py'))
+    assert asked['install_requires'] == ['torch>=2.1']

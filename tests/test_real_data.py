@@ -1,0 +1,126 @@
+"""Our pipelines and tools on real COCO and ADE20K images."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ADE_T, ROOT, run
+from mmengine.config import Config
+from mmengine.registry import DATASETS, METRICS, init_default_scope
+from PIL import Image
+
+COCO_TINY = 'tests/configs/mask-rcnn_coco-tiny.py'
+
+
+def metrics(folder):
+    """Logged metrics of the last validation."""
+    rows = [json.loads(line) for path in sorted(folder.glob('*/vis_data/scalars.json'))
+            for line in path.read_text().splitlines()]
+    return [row for row in rows if any(key.endswith(('mAP_50', 'mIoU')) for key in row)][-1]
+
+
+def coco_options(root, train_file='annotations/instances_train2017.json', **more):
+    options = {'train_dataloader.dataset.ann_file': train_file,
+               'val_evaluator.ann_file': root / 'annotations/instances_val2017.json',
+               **{f'{split}_dataloader.dataset.data_root': f'{root}/' for split in ('train', 'val', 'test')}, **more}
+    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+
+
+def test_coco_trains_and_evaluates_with_all_classes(real_data, tmp_path):
+    root = real_data('coco_tiny')
+    short = json.loads((root / 'annotations/instances_train2017.json').read_text())
+    kept = {image['id'] for image in short['images'][:8]}
+    short['images'] = short['images'][:8]
+    short['annotations'] = [a for a in short['annotations'] if a['image_id'] in kept]
+    (tmp_path / 'short.json').write_text(json.dumps(short))
+    output = run('tools/train.py', COCO_TINY, '--work-dir', tmp_path / 'w',
+                 *coco_options(root, tmp_path / 'short.json', **{'train_cfg.max_epochs': 1}))
+    assert 'Iter(val)' not in output or 'Epoch(val) [1][80/80]' in output  # each of the 80 images
+    assert -1 < metrics(tmp_path / 'w')['coco/segm_mAP_50'] <= 1
+    cfg = Config.fromfile(ROOT / COCO_TINY)
+    assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 80
+
+
+@pytest.mark.slow
+def test_coco_overfits_eight_images(real_data, tmp_path):
+    root = real_data('coco_tiny')
+    few = json.loads((root / 'annotations/instances_train2017.json').read_text())
+    few['images'] = sorted(few['images'], key=lambda image: image['file_name'])[:8]
+    kept = {image['id'] for image in few['images']}
+    few['annotations'] = [a for a in few['annotations'] if a['image_id'] in kept]
+    (tmp_path / 'few.json').write_text(json.dumps(few))
+    # trained and scored on the same eight images, so without augmentation: learning them by heart is the point
+    run('tools/train.py', COCO_TINY, '--work-dir', tmp_path / 'w', *coco_options(root, tmp_path / 'few.json', **{
+        'train_cfg.max_epochs': 150, 'train_cfg.val_interval': 50, 'default_hooks.checkpoint.interval': 150,
+        'train_dataloader.dataset.pipeline.2.prob': 0., 'train_dataloader.dataset.pipeline.3.prob': '[1.0,0.0]',
+        'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': '[(320,533)]',
+        'param_scheduler.1.milestones': '[120,140]', 'param_scheduler.1.end': 150, 'param_scheduler.0.end': 51,
+        'train_dataloader.dataset.filter_cfg.min_size': 0,
+        'val_dataloader.dataset.ann_file': tmp_path / 'few.json',
+        'val_dataloader.dataset.data_prefix.img': 'train2017/', 'val_evaluator.ann_file': tmp_path / 'few.json'}))
+    assert metrics(tmp_path / 'w')['coco/segm_mAP_50'] >= .5
+
+
+def ade_options(root):
+    narrow = {'model.backbone.arch': 'atto', 'model.backbone.init_cfg': 'None',
+              'optim_wrapper.paramwise_cfg.num_layers': 5,
+              'model.decode_head.in_channels': '[40,80,160,320]', 'model.decode_head.channels': 32,
+              'model.auxiliary_head.in_channels': 160, 'model.auxiliary_head.channels': 32}
+    data = {f'{split}_dataloader.{key}': value for split in ('train', 'val', 'test') for key, value in {
+        'dataset.data_root': root, 'dataset.data_prefix.img_path': 'images',
+        'dataset.data_prefix.seg_map_path': 'annotations', 'num_workers': 0, 'persistent_workers': False}.items()}
+    return narrow | data
+
+
+def test_ade20k_recipe_runs_on_real_images(real_data, tmp_path):
+    options = ade_options(real_data('ade_sample')) | {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2}
+    run('tools/train.py', ADE_T, '--work-dir', tmp_path, '--cfg-options',
+        *(f'{key}={value}' for key, value in options.items()))
+    assert 0 <= metrics(tmp_path)['mIoU'] < 20  # percent: two iterations from noise
+
+
+def corrupt(label, kind):
+    """A prediction that is wrong in a known way. Labels 1 ... 150, 0 unlabelled, as in the file."""
+    if kind == 'shifted':
+        return np.roll(label, 7, (0, 1))
+    common = np.argsort(np.bincount(label[label > 0].ravel()))[-2:]
+    if kind == 'swapped':
+        swapped = label.copy()
+        swapped[label == common[0]], swapped[label == common[1]] = common[1], common[0]
+        return swapped
+    rng = np.random.default_rng(0)
+    return np.where(rng.random(label.shape) < .2, rng.integers(1, 151, label.shape), label)
+
+
+def mean_iou(labels, predictions):
+    """Mean IoU in percent over the classes that occur, unlabelled pixels left out."""
+    scores = []
+    for c in range(1, 151):
+        both = sum(((p == c) & (t == c)).sum() for t, p in zip(labels, predictions))
+        either = sum((((p == c) | (t == c)) & (t > 0)).sum() for t, p in zip(labels, predictions))
+        if either:
+            scores.append(both / either)
+    return 100 * np.mean(scores)
+
+
+@pytest.mark.parametrize('kind', ['shifted', 'swapped', 'random'])
+def test_metric_equals_a_direct_computation(kind, real_data):
+    root = real_data('ade_sample')
+    cfg = Config.fromfile(ROOT / ADE_T)
+    cfg.merge_from_dict(ade_options(str(root)))
+    init_default_scope('mmseg')
+    dataset, metric = DATASETS.build(cfg.test_dataloader.dataset), METRICS.build(cfg.test_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    labels, predictions = [], []
+    for sample in dataset:  # through our test pipeline
+        path = sample['data_samples'].seg_map_path
+        labels.append(np.array(Image.open(path)).astype(int))
+        predictions.append(corrupt(labels[-1], kind))
+        # the network predicts 0 ... 149; what a shift brings in from unlabelled pixels is some wrong class
+        predictions[-1] = np.where(predictions[-1] == 0, 150, predictions[-1])
+        metric.process({}, [dict(pred_sem_seg=dict(data=torch.from_numpy(predictions[-1] - 1)[None]),
+                                 gt_sem_seg=dict(data=sample['data_samples'].gt_sem_seg.data))])
+    assert len(labels) == 3
+    expected = mean_iou(labels, predictions)
+    assert metric.evaluate(3)['mIoU'] == pytest.approx(expected, abs=.006)  # the metric rounds to two digits
+    assert 10 < expected < 90

@@ -1,0 +1,182 @@
+"""tools/train.py and tools/test.py as a user runs them, on generated scenes; what is missing or wrong is said."""
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from conftest import ADE_T, COCO_T, DEMO, demo_options, run, start
+
+import convnext_dense
+
+SHORT = {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
+METRIC = dict(coco='coco/segm_mAP', ade='mIoU')
+
+
+@pytest.fixture(scope='module', params=['coco', 'ade'])
+def trained(request, scenes, tmp_path_factory):
+    """(task, work directory) after two iterations."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run('tools/train.py', DEMO[request.param], '--work-dir', folder, *demo_options(request.param, scenes, **SHORT))
+    return request.param, folder
+
+
+def test_test_reports_and_draws(trained, scenes):
+    task, folder = trained
+    run('tools/test.py', DEMO[task], folder / 'iter_2.pth', '--work-dir', folder / 'test', '--show-dir',
+        folder / 'pictures', *demo_options(task, scenes))
+    metrics = json.loads(next((folder / 'test').glob('*/*.json')).read_text())
+    assert METRIC[task] in metrics
+    assert len(list((folder / 'pictures').rglob('*.png'))) == 4
+
+
+def test_tta_for_segmentation_and_a_clear_word_for_masks(trained, scenes):
+    task, folder = trained
+    command = ['tools/test.py', DEMO[task], folder / 'iter_2.pth', '--work-dir', folder / 'tta', '--tta',
+               *demo_options(task, scenes)]
+    if task == 'coco':
+        assert 'cannot merge masks' in run(*command, ok=False)
+    else:
+        run(*command)
+        assert 'mIoU' in json.loads(next((folder / 'tta').glob('*/*.json')).read_text())
+
+
+def test_load_from_another_model_raises(trained, scenes):
+    task, folder = trained
+    other = dict(coco='ade', ade='coco')[task]
+    output = run('tools/train.py', DEMO[other], '--work-dir', folder / 'other',
+                 *demo_options(other, scenes, load_from=folder / 'iter_2.pth', **SHORT), ok=False)
+    assert 'the checkpoint is not of this model' in output and 'missing' in output
+
+
+def test_frameworks_own_train_script_runs_our_config(trained, scenes):
+    task, folder = trained
+    module = dict(coco='mmdet', ade='mmseg')[task]
+    script = os.path.join(os.path.dirname(__import__(module).__file__), '.mim', 'tools', 'train.py')
+    run(script, DEMO[task], '--work-dir', folder / module, *demo_options(task, scenes, **SHORT))
+    assert (folder / module / 'iter_2.pth').is_file()
+
+
+def test_resume_goes_on_and_needs_no_pretrained_weights(trained, scenes):
+    task, folder = trained
+    options = demo_options(task, scenes, **{**SHORT, 'train_cfg.max_iters': 4,
+                                            'model.backbone.init_cfg.type': 'Pretrained',
+                                            'model.backbone.init_cfg.checkpoint': 'http://127.0.0.1:9/absent.pth'})
+    assert 'could not fetch' in run('tools/train.py', DEMO[task], '--work-dir', folder / 'fresh', *options, ok=False)
+    run('tools/train.py', DEMO[task], '--work-dir', folder, '--resume', *options)
+    states = [torch.load(folder / f'iter_{n}.pth', map_location='cpu', weights_only=False) for n in (2, 4)]
+    assert [s['meta']['iter'] for s in states] == [2, 4]
+    steps = [next(iter(s['optimizer']['state'].values()))['step'].item() for s in states]
+    assert steps == [2, 4]
+    assert states[1]['param_schedulers'][0]['last_step'] == 4
+
+
+def test_amp_recipe_without_accelerator_trains_in_fp32(scenes, tmp_path):
+    options = demo_options('ade', scenes, **SHORT)
+    output = run('tools/train.py', DEMO['ade'], '--work-dir', tmp_path, '--amp', *options,
+                 env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
+    assert 'No GPU here: automatic mixed precision is off' in output
+
+
+@pytest.mark.parametrize('command, message', [
+    (('tools/train.py', COCO_T), 'data/coco/annotations/instances_train2017.json'),
+    (('tools/train.py', ADE_T), 'data/ade/ADEChallengeData2016/images/training'),
+    (('tools/test.py', ADE_T, 'README.md'), 'data/ade/ADEChallengeData2016/images/validation'),
+    (('tools/train.py', 'configs/absent.py'), 'no config at configs/absent.py'),
+    (('tools/test.py', ADE_T, 'absent.pth'), 'no checkpoint at absent.pth'),
+    (('tools/train.py', DEMO['ade'], '--resume', 'absent.pth'), 'no checkpoint at absent.pth'),
+])
+def test_what_is_missing_is_said_on_one_screen(command, message, scenes, tmp_path):
+    if 'demo' in command[1]:
+        command = [*command, *demo_options('ade', scenes)]
+    output = run(*command, '--work-dir', tmp_path, ok=False)
+    assert message in output and 'Traceback' not in output and len(output.splitlines()) < 20
+
+
+def test_missing_annotation_file_is_named(scenes, tmp_path):
+    options = demo_options('coco', scenes)
+    options += ['train_dataloader.dataset.ann_file=annotations/absent.json']
+    output = run('tools/train.py', DEMO['coco'], '--work-dir', tmp_path, *options, ok=False)
+    assert 'annotations/absent.json' in output and 'Traceback' not in output
+
+
+# No random augmentation, drop path or dropout; batches of two; Mask R-CNN by epochs, checkpoints at their ends.
+EXACT = dict(
+    coco={'train_dataloader.batch_size': 2, 'train_dataloader.dataset.pipeline.2.prob': '[0.0,0.0]',
+          'train_dataloader.sampler.type': 'DefaultSampler', 'train_cfg.type': 'EpochBasedTrainLoop',
+          'train_cfg._delete_': True, 'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 1,
+          'default_hooks.checkpoint.by_epoch': True, 'default_hooks.checkpoint.interval': 1},
+    ade={'train_dataloader.batch_size': 2, 'train_dataloader.dataset.pipeline.2.prob': '[0.0,0.0]',
+         'model.decode_head.dropout_ratio': 0., 'model.auxiliary_head.dropout_ratio': 0.,
+         'train_cfg.max_iters': 18, 'train_cfg.val_interval': 6, 'default_hooks.checkpoint.interval': 6})
+FIRST = dict(coco='epoch_1.pth', ade='iter_6.pth')
+LAST = dict(coco='epoch_3.pth', ade='iter_18.pth')
+
+
+def losses(folder):
+    """Iteration -> loss, the last run's values counting."""
+    found = {}
+    for path in sorted(folder.glob('*/vis_data/scalars.json')):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found |= {row['step']: row['loss'] for row in rows if 'loss' in row}
+    return found
+
+
+@pytest.mark.parametrize('task', ['coco', 'ade'])
+def test_killed_and_resumed_equals_uninterrupted(task, scenes, tmp_path):
+    command = ['tools/train.py', DEMO[task], *demo_options(task, scenes, **EXACT[task])]
+    run(*command, '--work-dir', tmp_path / 'whole')
+
+    process = start(*command, '--work-dir', tmp_path / 'killed')
+    while not (tmp_path / 'killed' / FIRST[task]).exists():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        time.sleep(.05)
+    time.sleep(.3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / 'killed' / LAST[task]).exists()
+    run(*command, '--work-dir', tmp_path / 'killed', '--resume')
+
+    whole, killed = losses(tmp_path / 'whole'), losses(tmp_path / 'killed')
+    assert whole.keys() == killed.keys() and len(whole) == (24 if task == 'coco' else 18)
+    assert abs(whole[max(whole)] - killed[max(killed)]) < 1e-5
+    a, b = (torch.load(tmp_path / run_ / LAST[task], map_location='cpu', weights_only=False)
+            for run_ in ('whole', 'killed'))
+    assert all(torch.allclose(a['state_dict'][name].double(), b['state_dict'][name].double(), atol=1e-5)
+               for name in a['state_dict'])
+    assert a['param_schedulers'] == b['param_schedulers']
+    assert a['random_states']['sampler_seed'] == b['random_states']['sampler_seed']
+
+
+def test_checkpoint_names_are_checked_but_other_classes_are_fine():
+    from convnext_dense.hooks import check_names
+
+    def model(arch='atto', classes=5):
+        return torch.nn.ModuleDict(dict(backbone=convnext_dense.ConvNeXt(arch), head=torch.nn.Linear(4, classes)))
+    state = model().state_dict()
+    assert check_names(model(), {f'module.{name}': value for name, value in state.items()}) == []
+    assert any('head.weight' in text for text in check_names(model(classes=7), state))
+    for wrong in (model('femto'), model('nano')):
+        with pytest.raises(convnext_dense.WeightsError, match='backbone'):
+            check_names(wrong, state)
+
+
+def test_ctrl_c_stops_training_and_leaves_the_checkpoint(scenes, tmp_path):
+    options = demo_options('ade', scenes, **{'default_hooks.checkpoint.interval': 2, 'train_cfg.val_interval': 500})
+    process = start('tools/train.py', DEMO['ade'], '--work-dir', tmp_path, *options)
+    while not (tmp_path / 'iter_2.pth').exists():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        time.sleep(.05)
+    time.sleep(.3)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert torch.load(tmp_path / 'iter_2.pth', map_location='cpu', weights_only=False)['meta']['iter'] == 2
+
+
+def test_help_names_every_option():
+    for tool, options in (('train', ('--work-dir', '--cfg-options', '--resume', '--amp', '--launcher')),
+                          ('test', ('--work-dir', '--cfg-options', '--show-dir', '--tta', '--launcher'))):
+        text = run(f'tools/{tool}.py', '--help')
+        assert all(option in text for option in options)
