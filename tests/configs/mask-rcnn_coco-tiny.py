@@ -1,4 +1,4 @@
-# The COCO recipe on a CPU: its own pipeline at 0.4 of the sizes, ConvNeXt-atto, narrow heads, 80 classes.
+# The COCO recipe on a CPU: ConvNeXt-atto and narrow heads, 80 classes. The tests scale the pipeline's sizes by 0.4.
 _base_ = '../../configs/coco/mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco.py'
 norm = dict(type='GN', num_groups=8)
 model = dict(
@@ -12,19 +12,6 @@ model = dict(
         mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64)),
     train_cfg=dict(rpn_proposal=dict(nms_pre=300, max_per_img=200), rcnn=dict(sampler=dict(num=128))),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=200)))
-sides = [(side, 533) for side in range(192, 321, 16)]
-crop_then_resize = [
-    dict(type='RandomChoiceResize', scales=[(160, 533), (200, 533), (240, 533)], keep_ratio=True),
-    dict(type='RandomCrop', crop_type='absolute_range', crop_size=(154, 240), allow_negative_crop=True),
-    dict(type='RandomChoiceResize', scales=sides, keep_ratio=True),
-]
-train_pipeline = {{_base_.train_pipeline}}
-train_pipeline[3] = dict(
-    type='RandomChoice',
-    transforms=[[dict(type='RandomChoiceResize', scales=sides, keep_ratio=True)], crop_then_resize])
-test_pipeline = {{_base_.test_pipeline}}
-test_pipeline[1] = dict(type='Resize', scale=(533, 320), keep_ratio=True)
-train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+train_dataloader = dict(num_workers=1)
+val_dataloader = dict(num_workers=1)
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(num_layers=5), clip_grad=dict(max_norm=5.0))
