@@ -8,8 +8,9 @@ except ModuleNotFoundError as error:
 
 from .architectures import ARCHITECTURES
 from .backbone import ConvNeXt
+from .errors import ConfigError, WeightsError
 from .layer_decay import LayerDecayOptimWrapperConstructor, layer_id, lr_scale
-from .weights import LoadReport, WeightsError, load_weights
+from .weights import LoadReport, load_weights
 
-__all__ = ['ARCHITECTURES', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'LoadReport', 'WeightsError', 'layer_id',
-           'load_weights', 'lr_scale']
+__all__ = ['ARCHITECTURES', 'ConfigError', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'LoadReport',
+           'WeightsError', 'layer_id', 'load_weights', 'lr_scale']

@@ -1,6 +1,8 @@
 """Every ConvNeXt as one row: depths, widths and what differs between generations."""
 from typing import Mapping, NamedTuple, Tuple, Union
 
+from .errors import ConfigError
+
 
 class Architecture(NamedTuple):
     depths: Tuple[int, int, int, int]  # blocks of the four stages
@@ -26,16 +28,16 @@ def get_architecture(arch: Union[str, Mapping]) -> Architecture:
     """A name of ``ARCHITECTURES``, or a mapping with ``depths`` and ``dims`` (four positive integers each).
 
     Raises:
-        ValueError: unknown name, other keys, or not four positive integers.
+        ConfigError: unknown name, other keys, or not four positive integers.
     """
     if isinstance(arch, str):
         if arch not in ARCHITECTURES:
-            raise ValueError(f'unknown arch {arch!r}: expected one of {", ".join(ARCHITECTURES)}, '
+            raise ConfigError(f'unknown arch {arch!r}: expected one of {", ".join(ARCHITECTURES)}, '
                              'or dict(depths=(...), dims=(...))')
         return ARCHITECTURES[arch]
     if not isinstance(arch, Mapping) or set(arch) != {'depths', 'dims'}:
-        raise ValueError(f'arch is a name or a dict with the keys depths and dims and no others, not {arch!r}')
+        raise ConfigError(f'arch is a name or a dict with the keys depths and dims and no others, not {arch!r}')
     for key, value in arch.items():
         if len(value) != 4 or not all(isinstance(v, int) and v > 0 for v in value):
-            raise ValueError(f'arch: {key} needs four positive integers, one per stage, not {value!r}')
+            raise ConfigError(f'arch: {key} needs four positive integers, one per stage, not {value!r}')
     return Architecture(tuple(arch['depths']), tuple(arch['dims']))

@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .architectures import get_architecture
+from .errors import ConfigError
 from .layers import Block, LayerNorm2d
 from .registry import MODELS
 from .weights import load_weights
@@ -42,7 +43,7 @@ class ConvNeXt(BaseModule):
         out_channels, out_strides: tuples with one entry per emitted map.
 
     Raises:
-        ValueError: an argument is out of its range; an image has other channels than ``in_channels`` or a side
+        ConfigError: an argument is out of its range; an image has other channels than ``in_channels`` or a side
             shorter than 32 pixels.
     """
 
@@ -55,13 +56,13 @@ class ConvNeXt(BaseModule):
         self.in_channels = in_channels
         self.out_indices = _check_out_indices(out_indices)
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate lies in [0, 1), not {drop_path_rate}')
+            raise ConfigError(f'drop_path_rate lies in [0, 1), not {drop_path_rate}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
-            raise ValueError(f'frozen_stages is -1 (nothing), 0 (stem) ... {NUM_STAGES}, not {frozen_stages!r}')
+            raise ConfigError(f'frozen_stages is -1 (nothing), 0 (stem) ... {NUM_STAGES}, not {frozen_stages!r}')
         if output_stride not in (8, 16, 32):
-            raise ValueError(f'output_stride is 8, 16 or 32, not {output_stride!r}')
+            raise ConfigError(f'output_stride is 8, 16 or 32, not {output_stride!r}')
         if checkpointing not in ('none', 'mlp', 'block'):
-            raise ValueError(f"checkpointing is 'none', 'mlp' or 'block', not {checkpointing!r}")
+            raise ConfigError(f"checkpointing is 'none', 'mlp' or 'block', not {checkpointing!r}")
         self.frozen_stages = frozen_stages
         self._frozen_downsamplings = {-1: 0, 0: 1}.get(frozen_stages, frozen_stages)  # 0: the stem without its stage
         self.out_channels = tuple(dims[i] for i in self.out_indices)
@@ -91,8 +92,8 @@ class ConvNeXt(BaseModule):
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """(N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i)."""
         if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 32:
-            raise ValueError(f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, got '
-                             f'{tuple(x.shape)}; images with other channels need in_channels={x.shape[1:2]}')
+            raise ConfigError(f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, got '
+                              f'{tuple(x.shape)}; images with other channels need in_channels to say so')
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
@@ -102,7 +103,7 @@ class ConvNeXt(BaseModule):
             with torch.no_grad() if i < self.frozen_stages else nullcontext():
                 x = stage(x)
             if i in self.out_indices:
-                maps.append(getattr(self, f'norm{i}')(x).contiguous(memory_format=torch.contiguous_format))
+                maps.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(maps)
 
     def init_weights(self) -> None:
@@ -111,8 +112,8 @@ class ConvNeXt(BaseModule):
             return
         if not isinstance(self.init_cfg, Mapping) or set(self.init_cfg) != {'type', 'checkpoint'} \
                 or self.init_cfg['type'] != 'Pretrained':
-            raise ValueError("init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL): the prefix of the "
-                             f'backbone inside a larger file is found by itself. Got {self.init_cfg}')
+            raise ConfigError("init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL): the prefix of the "
+                              f'backbone inside a larger file is found by itself. Got {self.init_cfg}')
         load_weights(self, self.init_cfg['checkpoint'])
         self.is_init = True
 
@@ -131,11 +132,11 @@ def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     """Sorted, with negative ones counted from the end."""
     out_indices = tuple(out_indices)
     if not out_indices or not all(-NUM_STAGES <= i < NUM_STAGES for i in out_indices):
-        raise ValueError(f'out_indices names one or more of the stages 0 ... {NUM_STAGES - 1} '
+        raise ConfigError(f'out_indices names one or more of the stages 0 ... {NUM_STAGES - 1} '
                          f'(or -{NUM_STAGES} ... -1), not {out_indices}')
     sorted_indices = tuple(sorted(i % NUM_STAGES for i in out_indices))
     if len(set(sorted_indices)) != len(sorted_indices):
-        raise ValueError(f'out_indices {out_indices} names a stage twice')
+        raise ConfigError(f'out_indices {out_indices} names a stage twice')
     return sorted_indices
 
 

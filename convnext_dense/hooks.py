@@ -5,11 +5,11 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 
 from .backbone import ConvNeXt
+from .errors import WeightsError
 from .registry import HOOKS
-from .weights import WeightsError
 
 STATES = 'random_states'
 
@@ -44,7 +44,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             checkpoint[STATES] = dict(ranks=self._states, sampler_seed=_sampler(runner).seed)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         for shape in check_names(model, checkpoint.get('state_dict', checkpoint)):
             runner.logger.warning(f'not loaded, other shape: {shape}')
         if not runner._resume or STATES not in checkpoint:

@@ -12,6 +12,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from .backbone import ConvNeXt
+from .errors import ConfigError
 from .registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
@@ -68,21 +69,21 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             exceed the heads'.
 
     Raises:
-        ValueError: a key is missing, unknown or out of range; the model has no ConvNeXt, or several.
+        ConfigError: a key is missing, unknown or out of range; the model has no ConvNeXt, or several.
     """
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
         # Also covers an empty paramwise_cfg, with which MMEngine would build one flat group without a word.
         if not {'decay_rate', 'decay_type'} <= set(cfg) <= {'decay_rate', 'decay_type', 'num_layers'}:
-            raise ValueError('paramwise_cfg needs decay_rate and decay_type, may have num_layers, and takes nothing '
+            raise ConfigError('paramwise_cfg needs decay_rate and decay_type, may have num_layers, and takes nothing '
                              f'else; got {dict(cfg)}')
         if cfg['decay_type'] not in DECAY_TYPES:
-            raise ValueError(f'decay_type is one of {DECAY_TYPES}, not {cfg["decay_type"]!r}')
+            raise ConfigError(f'decay_type is one of {DECAY_TYPES}, not {cfg["decay_type"]!r}')
         if not 0 < cfg['decay_rate'] <= 1:
-            raise ValueError(f'decay_rate lies in (0, 1], not {cfg["decay_rate"]}')
+            raise ConfigError(f'decay_rate lies in (0, 1], not {cfg["decay_rate"]}')
         if self.base_lr is None or self.base_wd is None:
-            raise ValueError('the optimizer of a layer-decay recipe needs lr and weight_decay')
+            raise ConfigError('the optimizer of a layer-decay recipe needs lr and weight_decay')
 
     def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
         """Fill ``params`` with the groups, in the order of ``module.named_parameters()``."""
@@ -92,7 +93,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         implied = default_num_layers(backbone.depths)
         num_layers = self.paramwise_cfg.get('num_layers', implied)
         if num_layers < implied:
-            raise ValueError(f'num_layers={num_layers} is too small for depths {backbone.depths}, which make {implied} '
+            raise ConfigError(f'num_layers={num_layers} is too small for depths {backbone.depths}, which make {implied} '
                              'layers: some would share a rate or exceed that of the heads. Leave it out')
         decay_rate, decay_type = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['decay_type']
 
@@ -119,7 +120,7 @@ def _find_backbone(model: nn.Module):
     """(prefix with a trailing dot, ConvNeXt)."""
     found = [(f'{name}.' if name else '', m) for name, m in model.named_modules() if isinstance(m, ConvNeXt)]
     if len(found) != 1:
-        raise ValueError(f'layer-wise decay needs one convnext_dense.ConvNeXt in the model, found {len(found)} in '
+        raise ConfigError(f'layer-wise decay needs one convnext_dense.ConvNeXt in the model, found {len(found)} in '
                          f'{type(model).__name__}' + ''.join(f', {prefix}' for prefix, _ in found))
     return found[0]
 

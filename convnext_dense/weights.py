@@ -8,9 +8,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-
-class WeightsError(RuntimeError):
-    """A source of weights that cannot be read, or does not explain every tensor of the network."""
+from .errors import WeightsError
 
 
 class LoadReport(NamedTuple):

@@ -1,4 +1,5 @@
 """Shared fixtures: generated data, real data where it is there, and runs of our tools as a user starts them."""
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +10,44 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
+
+
+def _half_convolution():
+    try:
+        torch.nn.functional.conv2d(torch.ones(1, 1, 3, 3).half(), torch.ones(1, 1, 3, 3).half())
+    except RuntimeError:
+        return False
+    return True
+
+
+CAPABILITIES = {  # what torch 2.1 cannot do, or what is not installed beside it
+    'half convolution on the CPU': _half_convolution(),
+    'export with dynamic sizes': hasattr(torch, 'export') and hasattr(torch.export, 'Dim'),
+    'ONNX export': importlib.util.find_spec('onnxscript') is not None,
+}
+# All that may be skipped, and for want of what. Any other skip, or one of these that is not skipped, fails the run.
+SKIPS = {
+    'half convolution on the CPU': {'test_half_precision_on_the_cpu'},
+    'export with dynamic sizes': {'test_exported_program_runs_at_other_sizes'},
+    'ONNX export': {'test_onnx_runs_at_other_sizes'},
+}
+REAL_DATA = 'no real data'
+
+
+def needs(capability):
+    return pytest.mark.skipif(not CAPABILITIES[capability], reason=f'needs {capability}')
+
+
+def pytest_terminal_summary(terminalreporter):
+    reporter = terminalreporter
+    name = lambda report: report.nodeid.rpartition('::')[2].partition('[')[0]  # noqa: E731
+    skipped = {name(report) for report in reporter.stats.get('skipped', []) if REAL_DATA not in str(report.longrepr)}
+    ran = {name(report) for key in ('passed', 'failed') for report in reporter.stats.get(key, [])}
+    allowed = set().union(*(tests for want, tests in SKIPS.items() if not CAPABILITIES[want]))
+    wrong = (skipped - allowed) | (allowed & ran)
+    if wrong:
+        reporter.write_line(f'skips differ from the list in tests/conftest.py: {sorted(wrong)}', red=True)
+        reporter._session.exitstatus = 1
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +71,7 @@ def real_data():
 
     def find(name):
         if not (root / name).is_dir():
-            pytest.skip(f'no real data at {root / name}')
+            pytest.skip(f'{REAL_DATA} at {root / name}')
         return root / name
     return find
 
@@ -52,16 +91,10 @@ def run(*command, ok=True, cwd=ROOT, **kwargs):
 
 
 def demo_options(task, scenes, **more):
-    """--cfg-options that point a demo config at generated scenes and keep it short."""
-    root = scenes / task
-    options = {f'{split}_dataloader.dataset.data_root': f'{root}/' for split in ('train', 'val', 'test')}
-    options |= {f'{split}_dataloader.num_workers': 0 for split in ('train', 'val', 'test')}
-    options['train_dataloader.persistent_workers'] = False
-    if task == 'coco':
-        options |= {f'{split}_evaluator.ann_file': root / 'annotations' / f'instances_{split}2017.json'
-                    for split in ('val', 'test')}
-    options |= {'default_hooks.logger.interval': 1} | more
-    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    """Options that point a demo config at generated scenes, load in the main process and log each iteration."""
+    options = {f'{split}_dataloader.num_workers': 0 for split in ('train', 'val', 'test')}
+    options |= {'train_dataloader.persistent_workers': False, 'default_hooks.logger.interval': 1} | more
+    return ['--data-root', scenes / task, '--cfg-options', *(f'{key}={value}' for key, value in options.items())]
 
 
 DEMO = dict(coco='configs/demo/mask-rcnn_convnext-atto_shapes.py', ade='configs/demo/upernet_convnext-atto_shapes.py')

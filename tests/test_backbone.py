@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from pytest import mark, raises
 
-from convnext_dense import ARCHITECTURES, ConvNeXt
+from convnext_dense import ARCHITECTURES, ConfigError, ConvNeXt
 
 # recipes' "dense" column: trunk and norm0-3
 DENSE_PARAMETERS = dict(atto=3_375_080, femto=4_833_456, pico=8_533_568, nano=14_953_680, tiny=27_821_472,
@@ -197,13 +197,13 @@ def test_drop_path_follows_the_line_and_keeps_the_mean():
     (dict(checkpointing='all'), 'checkpointing'),
 ])
 def test_wrong_arguments_are_refused(kwargs, message):
-    with raises(ValueError, match=message):
+    with raises(ConfigError, match=message):
         ConvNeXt(**{'arch': 'atto', **kwargs})
 
 
 @mark.parametrize('shape', [(1, 1, 64, 64), (3, 64, 64), (1, 3, 64, 31), (1, 64, 64, 3)])
 def test_wrong_images_are_refused(shape):
-    with raises(ValueError, match='expected images'):
+    with raises(ConfigError, match='expected images'):
         ConvNeXt('atto')(torch.randn(shape))
 
 

@@ -1,13 +1,16 @@
 """Every shipped config is parsed, built and run; the recipes' numbers stand in the two full ones."""
 import copy
 
+import numpy as np
 import pytest
 import torch
 from conftest import ADE_T, ALL_CONFIGS, COCO_T, ROOT
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 from mmengine.structures import PixelData
+from PIL import Image
 
 
 def load(path):
@@ -56,6 +59,15 @@ def test_config_dumps_builds_and_runs(path, tmp_path):
 @pytest.mark.parametrize('path', [p for p in ALL_CONFIGS if 'demo' not in p])
 def test_leaf_configs_are_short(path):
     assert sum(bool(line.strip()) for line in (ROOT / path).read_text().splitlines()) <= 20
+
+
+@pytest.mark.parametrize('path', [COCO_T, ADE_T])
+def test_grey_images_pass_the_pipelines(path, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80), np.uint8)).save(tmp_path / 'grey.png')
+    cfg = load(path)
+    pipeline = Compose([t for t in cfg.test_dataloader.dataset.pipeline if t.type != 'LoadAnnotations'])
+    packed = pipeline(dict(img_path=str(tmp_path / 'grey.png'), img_id=0))
+    assert packed['inputs'].shape[0] == 3
 
 
 def get(cfg, path):

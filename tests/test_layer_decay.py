@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from convnext_dense import ConvNeXt, layer_id, lr_scale
+from convnext_dense import ConfigError, ConvNeXt, layer_id, lr_scale
 
 # recipes 3.1, N = 6: prefix of the parameter -> layer; the first that matches counts
 LAYER_WISE = {'backbone.downsample_layers.0.': 0, 'backbone.stages.0.': 1,
@@ -80,7 +80,7 @@ def test_layers_have_no_gap_and_no_collision(depths, num_layers):
 def test_what_would_silently_change_the_rates_raises(cfg, message):
     wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=.05), paramwise_cfg=cfg,
                    constructor='convnext_dense.LayerDecayOptimWrapperConstructor')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build_optim_wrapper(torch.nn.ModuleDict(dict(backbone=ConvNeXt('atto'))), wrapper)
 
 
@@ -95,5 +95,5 @@ def test_the_backbone_is_found_by_its_type_and_must_be_there():
     assert rates['teacher.backbone.stages.3.0.gamma'] == pytest.approx(.9e-4)
     assert rates['head.weight'] == rates['teacher.backbone.norm0.weight'] == 1e-4
     assert not any(name.startswith('teacher.backbone.stages.0') for name in rates)  # frozen
-    with pytest.raises(ValueError, match='needs one convnext_dense.ConvNeXt'):
+    with pytest.raises(ConfigError, match='needs one convnext_dense.ConvNeXt'):
         build_optim_wrapper(torch.nn.Linear(2, 2), wrapper)

@@ -26,9 +26,8 @@ def coco_options(root, train_file='annotations/instances_train2017.json', **more
                f'{pipeline}.1.0.scales': '[(160,533),(200,533),(240,533)]', f'{pipeline}.1.1.crop_size': '(154,240)',
                'val_dataloader.dataset.pipeline.1.scale': '(533,320)',
                'train_dataloader.dataset.ann_file': train_file,
-               'val_evaluator.ann_file': root / 'annotations/instances_val2017.json',
-               **{f'{split}_dataloader.dataset.data_root': f'{root}/' for split in ('train', 'val', 'test')}, **more}
-    return ['--cfg-options', *(f'{key}={value}'.replace(' ', '') for key, value in options.items())]
+               **more}
+    return ['--data-root', root, '--cfg-options', *(f'{key}={value}'.replace(' ', '') for key, value in options.items())]
 
 
 def test_coco_trains_and_evaluates_with_all_classes(real_data, tmp_path):

@@ -79,6 +79,18 @@ def test_amp_recipe_without_accelerator_trains_in_fp32(scenes, tmp_path):
     assert 'No GPU here: automatic mixed precision is off' in output
 
 
+@pytest.mark.parametrize('option, message', [
+    ('model.backbone.arch=giant', "unknown arch 'giant': expected one of atto"),
+    ('model.backbone.out_indices=(0,1,2,4)', 'out_indices names one or more of the stages 0 ... 3'),
+    ('model.backbone.in_channels=1', 'images with other channels need in_channels to say so'),
+    ('optim_wrapper.paramwise_cfg.num_layers=3', 'num_layers=3 is too small for depths (2, 2, 6, 2)'),
+])
+def test_wrong_recipes_end_in_a_message_not_a_traceback(option, message, scenes, tmp_path):
+    output = run('tools/train.py', DEMO['ade'], '--work-dir', tmp_path, *demo_options('ade', scenes, **SHORT), option,
+                 ok=False)
+    assert message in output and 'Traceback' not in output
+
+
 @pytest.mark.parametrize('command, message', [
     (('tools/train.py', COCO_T), 'data/coco/annotations/instances_train2017.json'),
     (('tools/train.py', ADE_T), 'data/ade/ADEChallengeData2016/images/training'),

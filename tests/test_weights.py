@@ -3,7 +3,7 @@ import pytest
 import torch
 from mmengine.model import BaseModule
 
-from convnext_dense import ConvNeXt, WeightsError, load_weights
+from convnext_dense import ConfigError, ConvNeXt, WeightsError, load_weights
 
 
 def official_classifier(arch='atto', width=320):
@@ -125,5 +125,5 @@ def test_url_that_cannot_be_fetched_says_where_to_put_the_file(tmp_path, monkeyp
 @pytest.mark.parametrize('init_cfg', [dict(type='TruncNormal'), dict(type='Pretrained', checkpoint='x', prefix='y'),
                                       [dict(type='Pretrained', checkpoint='x')]])
 def test_init_cfg_that_would_be_ignored_is_refused(init_cfg):
-    with pytest.raises(ValueError, match='init_cfg is None or'):
+    with pytest.raises(ConfigError, match='init_cfg is None or'):
         ConvNeXt('atto', init_cfg=init_cfg).init_weights()

@@ -1,43 +1,65 @@
-"""What train.py and test.py share: arguments, the config, and messages for what is missing before a run starts."""
+"""What train.py and test.py share: arguments, the config, and messages in place of tracebacks."""
 import os
 import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from convnext_dense import ConfigError, WeightsError
 
 
 def add_common_arguments(parser):
     parser.add_argument('config', help='path of a config')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument('--data-root', help='folder of the data, in place of the one that the config names')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override the config, for instance train_dataloader.batch_size=4')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
 
 
 def load_config(args, splits) -> Config:
-    """The config with the command line's overrides; exits if the data of one of its ``splits`` are missing."""
+    """The config with the command line's overrides. Exits if the data of one of its ``splits`` are missing."""
     if not Path(args.config).is_file():
         sys.exit(f'no config at {args.config}')
     cfg = Config.fromfile(args.config)
+    if args.data_root:
+        move_data(cfg, args.data_root)
     cfg.merge_from_dict(args.cfg_options or {})
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    splits = [f'{split}_dataloader' for split in splits]
-    missing = [path for split in splits for path in dataset_paths(cfg.get(split) or {}) if not path.exists()]
+    missing = [path for split in splits for path in data_paths(cfg, split) if not path.exists()]
     if missing:
         sys.exit('The data of this config are not there:\n' + '\n'.join(f'  {path}' for path in missing) +
-                 '\nPut or link them there (README, "Train on COCO or ADE20K"), or name their folder:\n'
-                 '  --cfg-options ' + ' '.join(f'{split}.dataset.data_root=FOLDER' for split in splits))
+                 '\nPut or link them there (README, "Train on COCO or ADE20K"), or name their folder: --data-root FOLDER')
     return cfg
 
 
-def dataset_paths(dataloader):
-    """Local annotation file and folders that a plain dataset config reads."""
-    dataset = dataloader.get('dataset', {})
+def move_data(cfg, new_root):
+    """Point the datasets, and the evaluators that read annotations themselves, at another folder."""
+    for split in ('train', 'val', 'test'):
+        dataset, evaluator = cfg[f'{split}_dataloader'].dataset, cfg.get(f'{split}_evaluator') or {}
+        old_root = dataset.get('data_root')
+        ann_file = Path(evaluator.get('ann_file', '') if isinstance(evaluator, dict) else 'several evaluators')
+        if not old_root or (ann_file.name and not ann_file.is_relative_to(old_root)):
+            sys.exit(f'--data-root: the {split} split does not read from one data_root; use --cfg-options')
+        dataset.data_root = f'{new_root}/'
+        if ann_file.name:
+            evaluator.ann_file = str(Path(new_root, ann_file.relative_to(old_root)))
+
+
+def data_paths(cfg, split):
+    """Local files and folders that a plain dataset and its evaluator read."""
+    dataset, evaluator = (cfg.get(f'{split}_{part}') or {} for part in ('dataloader', 'evaluator'))
+    dataset = dataset.get('dataset') or {}
     root = dataset.get('data_root') or ''
-    names = [dataset.get('ann_file'), *dict(dataset.get('data_prefix') or {}).values()]
-    return [Path(root, name) for name in names if name and '://' not in root + name]
+    prefixes = dataset.get('data_prefix')
+    names = [dataset.get('ann_file'), *(prefixes.values() if isinstance(prefixes, dict) else [])]
+    paths = [Path(root, name) for name in names if isinstance(name, str) and name and '://' not in root + name]
+    if isinstance(evaluator, dict) and '://' not in evaluator.get('ann_file', '://'):
+        paths.append(Path(evaluator['ann_file']))
+    return dict.fromkeys(paths)
 
 
 def fit_to_machine(cfg):
@@ -48,3 +70,11 @@ def fit_to_machine(cfg):
         cfg.optim_wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             cfg.optim_wrapper.pop(key, None)
+
+
+def execute(cfg, method):
+    """Build the runner and call its ``method`` (train or test). What this package raises is printed, not traced."""
+    try:
+        getattr(Runner.from_cfg(cfg), method)()
+    except (ConfigError, WeightsError) as error:
+        sys.exit(f'\n{type(error).__name__}: {error}')

@@ -60,18 +60,13 @@ def train_and_test(task, seed, folder, data):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = ROOT / 'configs' / 'demo' / f'{TASKS[task]}.py'
-    layout = 'coco' if task == 'Mask R-CNN' else 'ade'
-    root = f'{data / layout}/'
-    options = [f'randomness.seed={seed}', *(f'{split}_dataloader.dataset.data_root={root}'
-                                            for split in ('train', 'val', 'test'))]
-    if layout == 'coco':
-        options += [f'{split}_evaluator.ann_file={root}annotations/instances_{split}2017.json'
-                    for split in ('val', 'test')]
+    options = ['--data-root', data / ('coco' if task == 'Mask R-CNN' else 'ade'),
+               '--cfg-options', f'randomness.seed={seed}']
     print(f'-> {task}, seed {seed}', flush=True)
-    run_tool('train', folder / 'train.log', 'tools/train.py', config, '--work-dir', folder, '--cfg-options', *options)
+    run_tool('train', folder / 'train.log', 'tools/train.py', config, '--work-dir', folder, *options)
     checkpoint = (folder / 'last_checkpoint').read_text()
     run_tool('test', folder / 'test.log', 'tools/test.py', config, checkpoint, '--work-dir', folder / 'test',
-             '--cfg-options', *options)
+             *options)
     return json.loads(next((folder / 'test').glob('*/*.json')).read_text())
 
 
@@ -224,7 +219,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'demo')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
-    parser.add_argument('--report', type=Path, help='also write the table to this Markdown file')
+    parser.add_argument('--report', type=Path, help='also write the table to this Markdown file, and the picture beside it')
     args = parser.parse_args()
 
     start, out = time.time(), args.out.resolve()
@@ -247,6 +242,7 @@ def main():
     if args.report:
         args.report.write_text(f'# What the demo reaches\n\nWritten by `make demo-seeds`.\n\n{markdown(rows)}\n\n'
                                f'{explanation()}\n')
+        Image.open(out / 'predictions.png').quantize(256).save(args.report.with_suffix('.png'))
     print(f'\n{markdown(rows)}\n\n{explanation()}\nDone in {(time.time() - start) / 60:.1f} minutes. Open {out}/index.html')
 
 

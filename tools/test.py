@@ -10,9 +10,7 @@ Metrics are printed and written to WORK_DIR/TIMESTAMP/*.json.
 import argparse
 from pathlib import Path
 
-from mmengine.runner import Runner
-
-from common import add_common_arguments, load_config
+from common import add_common_arguments, execute, load_config
 
 
 def main():
@@ -27,8 +25,6 @@ def main():
 
     cfg = load_config(args, ('test',))
     cfg.load_from, cfg.resume = args.checkpoint, False
-    if cfg.model.get('backbone', {}).get('init_cfg'):
-        cfg.model.backbone.init_cfg = None
     if args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
         cfg.default_hooks.visualization.update(draw=True, interval=1)
@@ -40,7 +36,7 @@ def main():
         cfg.model.test_cfg = cfg.get('tta_test_cfg', cfg.model.test_cfg)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
-    Runner.from_cfg(cfg).test()
+    execute(cfg, 'test')
 
 
 if __name__ == '__main__':

@@ -9,9 +9,9 @@ Reads data, model, schedule, hooks and default_scope from the config; it knows n
 import argparse
 from pathlib import Path
 
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 
-from common import add_common_arguments, fit_to_machine, load_config
+from common import add_common_arguments, execute, fit_to_machine, load_config
 
 
 def main():
@@ -36,7 +36,7 @@ def main():
         else:
             cfg.load_from, cfg.resume = checkpoint, True
             cfg.model = without_pretrained(cfg.model)
-    Runner.from_cfg(cfg).train()
+    execute(cfg, 'train')
 
 
 def without_pretrained(model):

@@ -12,6 +12,7 @@ environment variables: CPU=1 builds mmcv without CUDA on a machine that has a GP
 CONVNEXT_DENSE_CACHE is where wheels are kept (default ~/.cache/convnext_dense).
 """
 import argparse
+import fcntl
 import os
 import re
 import shutil
@@ -116,6 +117,12 @@ def build_mmcv(pin, python, cache, log):
                  'bin folder on PATH or set CUDA_HOME; or set CPU=1 for an environment that uses the CPU only.')
     if not shutil.which('c++') and not shutil.which('g++'):
         sys.exit('mmcv has to be compiled, and there is no C++ compiler. On Debian or Ubuntu: apt install g++')
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / 'lock', 'w')  # held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f'Another set-up is compiling this wheel in {folder}. Run this again when it has ended.')
     source = folder / 'source'
     env = {**os.environ, 'MMCV_WITH_OPS': '1', 'FORCE_CUDA': str(int(cuda)),
            'CFLAGS': '-O2 -g0', 'MAX_JOBS': str(os.cpu_count())}
@@ -168,7 +175,7 @@ def main():
     log.run('install the OpenMMLab family and the test tools', [*pip, wheel, '-r', args.pins],
             estimate='about 2 minutes')
     log.run('install convnext_dense', [*pip, '--no-deps', '--no-build-isolation', '-e', ROOT])
-    for where in {'cpu', 'cuda' if device != 'cpu' else 'cpu'}:
+    for where in ('cpu',) if device == 'cpu' else ('cpu', 'cuda'):
         print(log.run(f'prove the compiled ops on {where}', [python, '-c', PROVE_OPS, where]), end='')
     (args.venv / '.ready').write_text(f'{wheel.parent.name}\n')
 
