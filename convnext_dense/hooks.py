@@ -1,15 +1,18 @@
 """The checkpoint hook that our configs use: refuses weights that do not fit, and makes a resumed run exact."""
 import random
+from typing import List, Mapping
 
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop
 
 from .backbone import ConvNeXt
 from .errors import WeightsError
 from .registry import HOOKS
+from .weights import compare, listing
 
 STATES = 'random_states'
 
@@ -18,16 +21,16 @@ STATES = 'random_states'
 class CheckpointHook(MMEngineCheckpointHook):
     """MMEngine's checkpoint hook, and:
 
-    - A checkpoint that is loaded (to fine-tune, test or resume) must have every name of the model and no other, and
-      every backbone tensor its shape; MMEngine loads what happens to fit and only logs the rest. A head of another
-      shape (other classes) is named in a warning.
+    - A checkpoint that is loaded must have every name of the model and no other, and every tensor its shape; MMEngine
+      loads what happens to fit and only logs the rest. To fine-tune (``load_from``), heads may have another shape
+      (other classes); they are named in a warning.
     - Checkpoints carry the states of Python's, NumPy's and torch's random generators of each rank, and the seed of
       the sampler. The run goes on from these states at the next iteration, whether it was interrupted or not, so
       validation in between changes nothing. Exact but for random augmentation: dataloader workers start from their
       seed again after a resume.
 
     Raises:
-        WeightsError: names, or shapes in the backbone, do not fit.
+        WeightsError: names or shapes do not fit.
     """
 
     _states = None  # of all ranks, as last saved or loaded
@@ -47,7 +50,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        for shape in check_names(model, checkpoint.get('state_dict', checkpoint)):
+        fine_tuning = isinstance(runner._train_loop, BaseLoop) and not runner._resume
+        for shape in check_names(model, checkpoint.get('state_dict', checkpoint), heads_may_differ=fine_tuning):
             runner.logger.warning(f'not loaded, other shape: {shape}')
         if not runner._resume or STATES not in checkpoint:
             return
@@ -65,24 +69,20 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._restore = False
 
 
-def check_names(model: torch.nn.Module, state_dict: dict):
-    """Returns the tensors of the heads whose shapes differ. Raises WeightsError for anything else that differs."""
-    own = model.state_dict()
+def check_names(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], heads_may_differ: bool) -> List[str]:
+    """Returns the tensors outside the backbone whose shapes differ, if they may. Raises WeightsError for the rest."""
     given = {name[len('module.'):] if name.startswith('module.') else name: value
              for name, value in state_dict.items()}
-    missing, unknown = [n for n in own if n not in given], [n for n in given if n not in own]
-    shapes = {name: f'{name} {tuple(given[name].shape)} where {tuple(own[name].shape)} is expected'
-              for name in own if name in given and given[name].shape != own[name].shape}
-    prefixes = tuple(f'{name}.' for name, module in model.named_modules() if isinstance(module, ConvNeXt))
-    in_backbone = [text for name, text in shapes.items() if name.startswith(prefixes)]
-    if missing or unknown or in_backbone:
-        parts = (('missing', missing), ('unknown', unknown), ('of another shape', in_backbone))
-        raise WeightsError('the checkpoint is not of this model:\n' + '\n'.join(
-            f'  {len(names)} {kind}: {", ".join(names[:3])}{", ..." if len(names) > 3 else ""}'
-            for kind, names in parts if names) +
-            '\nLoad the weights of a backbone alone through model.backbone.init_cfg; a whole model needs the same '
-            'architecture and heads (another number of classes is fine).')
-    return list(shapes.values())
+    problems = compare(model.state_dict(), given)
+    backbones = tuple(f'{name}.' for name, module in model.named_modules() if isinstance(module, ConvNeXt))
+    heads = [text for text in problems['of another shape'] if heads_may_differ and not text.startswith(backbones)]
+    problems['of another shape'] = [text for text in problems['of another shape'] if text not in heads]
+    if any(problems.values()):
+        raise WeightsError(
+            f'the checkpoint is not of this model:\n{listing(problems)}\n'
+            'Load the weights of a backbone alone through model.backbone.init_cfg; a whole model needs the same '
+            'architecture and heads; only to fine-tune may the number of classes differ.')
+    return heads
 
 
 def _sampler(runner):

@@ -45,13 +45,18 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]])
             norms ``norm0`` ... ``norm3`` may be missing, and only together.
     """
     where = 'a state dict' if isinstance(source, Mapping) else str(source)
-    tensors = dict(source) if isinstance(source, Mapping) else _read(where)
+    tensors = source if isinstance(source, Mapping) else _read(where)
     for wrapper in ('model', 'state_dict'):
-        if isinstance(tensors.get(wrapper), Mapping):
-            tensors = dict(tensors[wrapper])
+        if isinstance(tensors, Mapping) and isinstance(tensors.get(wrapper), Mapping):
+            tensors = tensors[wrapper]
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise WeightsError(f'{where} holds a {type(tensors).__name__}, expected a dict of names and tensors')
     tensors, layout = _take_backbone(tensors, where)
 
     own = net.state_dict()
+    not_tensors = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if not_tensors:
+        raise WeightsError(f'{where} ({layout}) holds entries that are no tensors: {", ".join(not_tensors[:3])}')
     dropped = {}
     for name in list(tensors):
         reason = next((why for pattern, why in CLASSIFIER_ONLY.items() if re.fullmatch(pattern, name)), None)
@@ -62,20 +67,15 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]])
             dropped[name] = reason
             del tensors[name]
 
-    missing = [name for name in own if name not in tensors]
-    left = missing if all(OUTPUT_NORM.fullmatch(name) for name in missing) and \
-        not any(OUTPUT_NORM.fullmatch(name) for name in tensors) else []
-    problems = {
-        'missing': [name for name in missing if name not in left],
-        'unknown': [name for name in tensors if name not in own],
-        'of another shape': [f'{name} {tuple(tensors[name].shape)} where {tuple(own[name].shape)} is expected'
-                             for name in own if name in tensors and tensors[name].shape != own[name].shape],
-        'not finite': [name for name, value in tensors.items() if not torch.isfinite(value).all()],
-    }
+    problems = compare(own, tensors)
+    left = problems['missing']
+    if all(OUTPUT_NORM.fullmatch(name) for name in left) and not any(map(OUTPUT_NORM.fullmatch, tensors)):
+        problems['missing'] = []  # a classifier's file: the output norms start afresh
+    else:
+        left = []
+    problems['not finite'] = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if any(problems.values()):
-        lines = [f'  {len(names)} {kind}: ' + ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-                 for kind, names in problems.items() if names]
-        raise WeightsError(f'{where} ({layout}) does not fit this ConvNeXt:\n' + '\n'.join(lines) + '\n'
+        raise WeightsError(f'{where} ({layout}) does not fit this ConvNeXt:\n{listing(problems)}\n'
                            'Is it of another size (arch), or not a ConvNeXt in the official layout?')
 
     with torch.no_grad():  # in place: the optimiser may hold the parameters already
@@ -84,6 +84,22 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]])
     report = LoadReport(layout, list(tensors), dropped, left)
     print_log(f'ConvNeXt weights from {where}: {report}', logger='current')
     return report
+
+
+def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Dict[str, List[str]]:
+    """Kind of difference (missing, unknown, of another shape) -> the tensors that it is true of."""
+    return {
+        'missing': [name for name in own if name not in given],
+        'unknown': [name for name in given if name not in own],
+        'of another shape': [f'{name} {tuple(given[name].shape)} where {tuple(own[name].shape)} is expected'
+                             for name in own if name in given and given[name].shape != own[name].shape],
+    }
+
+
+def listing(problems: Mapping[str, List[str]]) -> str:
+    """A line per kind of difference, with its first few tensors."""
+    return '\n'.join(f'  {len(names)} {kind}: {", ".join(names[:3])}{", ..." if len(names) > 3 else ""}'
+                     for kind, names in problems.items() if names)
 
 
 def _take_backbone(tensors, where):

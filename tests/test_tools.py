@@ -161,17 +161,31 @@ def test_killed_and_resumed_equals_uninterrupted(task, scenes, tmp_path):
     assert a['random_states']['sampler_seed'] == b['random_states']['sampler_seed']
 
 
-def test_checkpoint_names_are_checked_but_other_classes_are_fine():
+def test_checkpoint_names_are_checked_but_fine_tuning_may_change_classes():
     from convnext_dense.hooks import check_names
 
     def model(arch='atto', classes=5):
         return torch.nn.ModuleDict(dict(backbone=convnext_dense.ConvNeXt(arch), head=torch.nn.Linear(4, classes)))
     state = model().state_dict()
-    assert check_names(model(), {f'module.{name}': value for name, value in state.items()}) == []
-    assert any('head.weight' in text for text in check_names(model(classes=7), state))
+    assert check_names(model(), {f'module.{name}': value for name, value in state.items()}, False) == []
+    assert any('head.weight' in text for text in check_names(model(classes=7), state, heads_may_differ=True))
+    with pytest.raises(convnext_dense.WeightsError, match='head.weight'):
+        check_names(model(classes=7), state, heads_may_differ=False)
     for wrong in (model('femto'), model('nano')):
         with pytest.raises(convnext_dense.WeightsError, match='backbone'):
-            check_names(wrong, state)
+            check_names(wrong, state, heads_may_differ=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_resume(scenes, tmp_path):
+    launch = ['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29517', 'tools/train.py',
+              DEMO['coco'], '--launcher', 'pytorch', '--work-dir', tmp_path]
+    options = {**SHORT, 'env_cfg.dist_cfg.backend': 'gloo'}
+    run(*launch, *demo_options('coco', scenes, **options))
+    states = torch.load(tmp_path / 'iter_2.pth', map_location='cpu', weights_only=False)['random_states']['ranks']
+    assert len(states) == 2 and not torch.equal(states[0]['torch'], states[1]['torch'])
+    run(*launch, '--resume', *demo_options('coco', scenes, **{**options, 'train_cfg.max_iters': 4}))
+    assert (tmp_path / 'iter_4.pth').exists()
 
 
 def test_ctrl_c_stops_training_and_leaves_the_checkpoint(scenes, tmp_path):

@@ -77,6 +77,7 @@ def with_nan(state):
     (lambda state: dict(state, surprise=torch.zeros(1)), 'unknown: surprise'), (with_nan, 'not finite'),
     (lambda state: ConvNeXt('femto').state_dict(), 'of another shape'),
     (lambda state: ConvNeXt('nano').state_dict(), 'unknown: stages.2.6'),
+    (lambda state: dict(state, epoch=3), 'no tensors: epoch'), (lambda state: {0: state}, 'expected a dict of names'),
     (lambda state: {}, '0 ConvNeXt stems'), (lambda state: {'conv1.weight': torch.zeros(1)}, 'conv1.weight'),
 ])
 def test_what_does_not_fit_is_refused_and_nothing_is_changed(damage, message):
@@ -99,6 +100,9 @@ def test_files_that_cannot_be_read(tmp_path):
     for name in ('cut', 'empty', 'page'):
         with pytest.raises(WeightsError, match='cannot be read'):
             load_weights(net, tmp_path / f'{name}.pth')
+    torch.save(torch.zeros(3), tmp_path / 'tensor.pth')
+    with pytest.raises(WeightsError, match='holds a Tensor'):
+        load_weights(net, tmp_path / 'tensor.pth')
 
 
 def test_nothing_in_a_file_is_executed(tmp_path):
