@@ -1,6 +1,7 @@
 """Shared fixtures: generated data, real data where it is there, and runs of our tools as a user starts them."""
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,20 @@ def run(*command, ok=True, cwd=ROOT, **kwargs):
     output = process.communicate()[0]
     assert (process.returncode == 0) == ok, output[-4000:]
     return output
+
+
+@pytest.fixture
+def exits(capsys, monkeypatch):
+    """``exits(script, *arguments)`` runs a script that is to stop before it does any work, here, where everything is
+    imported already. Returns all that the user would see."""
+    def run_here(script, *arguments):
+        monkeypatch.setattr(sys, 'argv', [str(script), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(script), run_name='__main__')
+        printed = capsys.readouterr()
+        message = stopped.value.code if isinstance(stopped.value.code, str) else ''
+        return printed.out + printed.err + message
+    return run_here
 
 
 def demo_options(task, scenes, **more):
