@@ -40,7 +40,8 @@ def test_coco_trains_and_evaluates_with_all_classes(real_data, tmp_path):
     # so little trained, nothing passes the threshold of 0.05
     output = run('tools/train.py', COCO_TINY, '--work-dir', tmp_path / 'w', *coco_options(
         root, tmp_path / 'short.json', **{'train_cfg.max_epochs': 1, 'model.test_cfg.rcnn.score_thr': 0.,
-                                          'model.test_cfg.rcnn.max_per_img': 10}))
+                                          'model.test_cfg.rcnn.max_per_img': 10,
+                                          'val_dataloader.dataset.pipeline.1.scale': '(400,240)'}))
     assert '[80/80]' in output  # each of the 80 images
     assert -1 < metrics(tmp_path / 'w')['coco/segm_mAP_50'] <= 1
     cfg = Config.fromfile(ROOT / COCO_TINY)

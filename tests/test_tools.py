@@ -54,7 +54,12 @@ def test_frameworks_own_train_script_runs_our_config(trained, scenes):
     task, folder = trained
     module = dict(coco='mmdet', ade='mmseg')[task]
     script = os.path.join(os.path.dirname(__import__(module).__file__), '.mim', 'tools', 'train.py')
-    run(script, DEMO[task], '--work-dir', folder / module, *demo_options(task, scenes, **SHORT))
+    _, root, *options = demo_options(task, scenes, **SHORT)  # the frameworks' scripts have no --data-root
+    options += [f'{split}_dataloader.dataset.data_root={root}/' for split in ('train', 'val', 'test')]
+    if task == 'coco':
+        options += [f'{split}_evaluator.ann_file={root}/annotations/instances_{split}2017.json'
+                    for split in ('val', 'test')]
+    run(script, DEMO[task], '--work-dir', folder / module, *options)
     assert (folder / module / 'iter_2.pth').is_file()
 
 
