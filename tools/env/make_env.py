@@ -154,6 +154,8 @@ def main():
     if not (3, 10) <= sys.version_info[:2] <= newest:
         sys.exit(f'{args.pins.stem} needs Python 3.10 to {args.max_python}, this is {sys.version.split()[0]}. '
                  f'Name another: make PYTHON=python3.11 …')
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C: no compiler is left running
+        signal.signal(ending, signal.default_int_handler)
     free = shutil.disk_usage(args.venv.absolute().parent).free
     if free < 9 * GB and not args.venv.exists():
         sys.exit(f'An environment takes about 9 GB on disk, {args.venv.absolute().parent} has {free / GB:.1f} GB free.')
