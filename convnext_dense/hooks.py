@@ -44,7 +44,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self._states is not None:
-            checkpoint[STATES] = dict(ranks=self._states, sampler_seed=_sampler(runner).seed)
+            checkpoint[STATES] = dict(ranks=self._states, sampler_seed=getattr(_sampler(runner), 'seed', None))
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         model = runner.model
@@ -60,7 +60,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner.logger.warning(f'the checkpoint is of {len(saved["ranks"])} processes, this run has '
                                   f'{get_world_size()}: it goes on with fresh random states')
             return
-        _sampler(runner).seed = saved['sampler_seed']
+        if hasattr(_sampler(runner), 'seed'):  # before the data order is drawn from it
+            _sampler(runner).seed = saved['sampler_seed']
         self._states, self._restore = saved['ranks'], True
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -86,7 +87,7 @@ def check_names(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], 
 
 
 def _sampler(runner):
-    return runner.train_dataloader.batch_sampler.sampler
+    return getattr(runner.train_dataloader.batch_sampler, 'sampler', None)
 
 
 def _get_states() -> dict:

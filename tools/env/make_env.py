@@ -139,7 +139,8 @@ def build_mmcv(pin, python, cache, log):
             folder / 'out', '--no-deps', '--no-build-isolation', '--no-cache-dir'], estimate=minutes, env=env)
     built = next((folder / 'out').glob('*.whl'))
     wheel = built.rename(folder / built.name)
-    shutil.rmtree(source)
+    for leftover in (source, folder / 'unpacked', folder / 'out'):
+        shutil.rmtree(leftover, ignore_errors=True)
     return wheel, device
 
 
