@@ -26,7 +26,8 @@ class LoadReport(NamedTuple):
 # The official layout needs no renaming. A lone final norm belongs to the classifier, which normalises the pooled
 # vector: it is not norm3, which the official dense models start afresh.
 CLASSIFIER_ONLY = {r'norm\.(weight|bias)': "classifier's final norm", r'head\..*': "classifier's head"}
-OUTPUT_NORM = re.compile(r'norm(\d)\.(weight|bias)')
+OUTPUT_NORM = re.compile(r'norm\d\.(weight|bias)')
+STAGE = re.compile(r'(?:stages|downsample_layers)\.([0-3])\.')
 
 
 def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]]) -> LoadReport:
@@ -60,9 +61,11 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]])
     dropped = {}
     for name in list(tensors):
         reason = next((why for pattern, why in CLASSIFIER_ONLY.items() if re.fullmatch(pattern, name)), None)
-        norm = OUTPUT_NORM.fullmatch(name)
-        if norm and name not in own:
+        stage = STAGE.match(name)
+        if OUTPUT_NORM.fullmatch(name) and name not in own:
             reason = 'norm of a stage that is not emitted'
+        elif stage and int(stage[1]) >= len(net.stages):
+            reason = 'stage after the last that is emitted'
         if reason:
             dropped[name] = reason
             del tensors[name]

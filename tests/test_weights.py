@@ -58,6 +58,16 @@ def test_backbone_of_a_whole_detector(prefix, tmp_path):
     assert not report.left_as_initialised and prefix in report.layout
 
 
+def test_stages_after_the_last_that_is_emitted_are_dropped():
+    trunk, state = official_classifier()
+    net = ConvNeXt('atto', out_indices=(0, 1))
+    report = load_weights(net, state)
+    own = net.state_dict()
+    assert all(torch.equal(own[name], trunk[name]) for name in report.loaded)
+    assert {name for name in report.dropped if name in trunk} == {
+        name for name in trunk if name.startswith(('stages.2', 'stages.3', 'downsample_layers.2', 'downsample_layers.3'))}
+
+
 def test_norms_of_stages_that_are_not_emitted_are_dropped():
     report = load_weights(ConvNeXt('atto', out_indices=(1, 2, 3)), ConvNeXt('atto').state_dict())
     assert set(report.dropped) == {'norm0.weight', 'norm0.bias'}
