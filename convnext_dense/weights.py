@@ -63,7 +63,7 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]])
         reason = next((why for pattern, why in CLASSIFIER_ONLY.items() if re.fullmatch(pattern, name)), None)
         stage = STAGE.match(name)
         if OUTPUT_NORM.fullmatch(name) and name not in own:
-            reason = 'norm of a stage that is not emitted'
+            reason = 'output norm that this network does not have'
         elif stage and int(stage[1]) >= len(net.stages):
             reason = 'stage after the last that is emitted'
         if reason:
