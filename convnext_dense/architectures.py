@@ -38,6 +38,6 @@ def get_architecture(arch: Union[str, Mapping]) -> Architecture:
     if not isinstance(arch, Mapping) or set(arch) != {'depths', 'dims'}:
         raise ConfigError(f'arch is a name or a dict with the keys depths and dims and no others, not {arch!r}')
     for key, value in arch.items():
-        if len(value) != 4 or not all(isinstance(v, int) and v > 0 for v in value):
+        if not isinstance(value, (list, tuple)) or len(value) != 4 or not all(isinstance(v, int) and v > 0 for v in value):
             raise ConfigError(f'arch: {key} needs four positive integers, one per stage, not {value!r}')
     return Architecture(tuple(arch['depths']), tuple(arch['dims']))

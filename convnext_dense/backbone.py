@@ -1,6 +1,6 @@
 """ConvNeXt as a backbone: image in, one normalised feature map per stage out."""
 from contextlib import nullcontext
-from typing import Mapping, Optional, Sequence, Tuple, Union
+from typing import Iterable, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -130,10 +130,10 @@ class ConvNeXt(BaseModule):
 
 def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     """Sorted, with negative ones counted from the end."""
-    out_indices = tuple(out_indices)
+    out_indices = tuple(out_indices) if isinstance(out_indices, Iterable) else ()
     if not out_indices or not all(-NUM_STAGES <= i < NUM_STAGES for i in out_indices):
-        raise ConfigError(f'out_indices names one or more of the stages 0 ... {NUM_STAGES - 1} '
-                         f'(or -{NUM_STAGES} ... -1), not {out_indices}')
+        raise ConfigError(f'out_indices, a tuple or list, names one or more of the stages 0 ... {NUM_STAGES - 1} '
+                         f'(or -{NUM_STAGES} ... -1), got {out_indices}')
     sorted_indices = tuple(sorted(i % NUM_STAGES for i in out_indices))
     if len(set(sorted_indices)) != len(sorted_indices):
         raise ConfigError(f'out_indices {out_indices} names a stage twice')

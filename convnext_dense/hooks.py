@@ -22,8 +22,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     """MMEngine's checkpoint hook, and:
 
     - A checkpoint that is loaded must have every name of the model and no other, and every tensor its shape; MMEngine
-      loads what happens to fit and only logs the rest. To fine-tune (``load_from``), heads may have another shape
-      (other classes); they are named in a warning.
+      loads what happens to fit and only logs the rest. To fine-tune (``load_from``), layers outside the backbone may
+      have another number of outputs (other classes); they are named in a warning.
     - Checkpoints carry the states of Python's, NumPy's and torch's random generators of each rank, and the seed of
       the sampler. The run goes on from these states at the next iteration, whether it was interrupted or not, so
       validation in between changes nothing. Exact but for random augmentation: dataloader workers start from their
@@ -71,12 +71,15 @@ class CheckpointHook(MMEngineCheckpointHook):
 
 
 def check_names(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], heads_may_differ: bool) -> List[str]:
-    """Returns the tensors outside the backbone whose shapes differ, if they may. Raises WeightsError for the rest."""
+    """Returns the class layers whose number of classes differs, if it may. Raises WeightsError for the rest."""
     given = {name[len('module.'):] if name.startswith('module.') else name: value
              for name, value in state_dict.items()}
-    problems = compare(model.state_dict(), given)
+    own = model.state_dict()
+    problems = compare(own, given)
     backbones = tuple(f'{name}.' for name, module in model.named_modules() if isinstance(module, ConvNeXt))
-    heads = [text for text in problems['of another shape'] if heads_may_differ and not text.startswith(backbones)]
+    # A layer that predicts classes differs in its number of outputs alone.
+    heads = [text for text in problems['of another shape'] if heads_may_differ and not text.startswith(backbones)
+             and own[text.split()[0]].shape[1:] == given[text.split()[0]].shape[1:]]
     problems['of another shape'] = [text for text in problems['of another shape'] if text not in heads]
     if any(problems.values()):
         raise WeightsError(
@@ -91,13 +94,17 @@ def _sampler(runner):
 
 
 def _get_states() -> dict:
-    return dict(python=random.getstate(), numpy=np.random.get_state(legacy=False), torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    """Of this process. As arrays, because MMEngine moves every tensor of a resumed checkpoint to the GPU."""
+    states = dict(python=random.getstate(), numpy=np.random.get_state(legacy=False),
+                  torch=torch.get_rng_state().numpy())
+    if torch.cuda.is_available():
+        states['cuda'] = torch.cuda.get_rng_state().numpy()
+    return states
 
 
 def _set_states(states: dict) -> None:
     random.setstate(states['python'])
     np.random.set_state(states['numpy'])
-    torch.set_rng_state(states['torch'])
-    if states['cuda']:
-        torch.cuda.set_rng_state_all(states['cuda'])
+    torch.set_rng_state(torch.from_numpy(states['torch']))
+    if 'cuda' in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.from_numpy(states['cuda']))

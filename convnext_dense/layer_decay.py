@@ -55,7 +55,7 @@ def lr_scale(layer: int, decay_rate: float, num_layers: int) -> float:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Optimiser with one parameter group per layer, and per layer one without weight decay (biases and 1-D tensors).
+    """Optimiser with one parameter group per layer, and per layer one without weight decay (biases and 1-D tensors, as in the official code).
 
     Used as ``optim_wrapper=dict(constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise'))``. Groups are named ``layer_{id}_{decay|no_decay}``
@@ -92,8 +92,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix, backbone = _find_backbone(module)
         implied = default_num_layers(backbone.depths)
         num_layers = self.paramwise_cfg.get('num_layers', implied)
-        if num_layers < implied:
-            raise ConfigError(f'num_layers={num_layers} is too small for depths {backbone.depths}, which make {implied} '
+        if not isinstance(num_layers, int) or num_layers < implied:
+            raise ConfigError(f'num_layers={num_layers} is too small, or no integer, for depths {backbone.depths}, which make {implied} '
                              'layers: some would share a rate or exceed that of the heads. Leave it out')
         decay_rate, decay_type = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['decay_type']
 
@@ -103,7 +103,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 continue
             own_name = name[len(prefix):] if name.startswith(prefix) else 'head'
             layer = layer_id(own_name, backbone.depths, decay_type, num_layers)
-            decays = parameter.dim() > 1 and not name.endswith('.bias')
+            decays = parameter.dim() != 1 and not name.endswith('.bias')
             key = f'layer_{layer}_{"decay" if decays else "no_decay"}'
             if key not in groups:
                 scale = lr_scale(layer, decay_rate, num_layers)

@@ -1,5 +1,5 @@
 """Weights: a file is read without executing it, its layout renamed to ours, and every tensor accounted for."""
-import pickle
+import hashlib
 import re
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Union
@@ -54,6 +54,8 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]])
         raise WeightsError(f'{where} holds a {type(tensors).__name__}, expected a dict of names and tensors')
     tensors, layout = _take_backbone(tensors, where)
 
+    if not hasattr(net, 'downsample_layers'):
+        raise WeightsError(f'expected a ConvNeXt, such as model.backbone, not a {type(net).__name__}')
     own = net.state_dict()
     not_tensors = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if not_tensors:
@@ -121,7 +123,9 @@ def _read(where: str) -> Mapping:
     """Path or URL -> what the file holds. Nothing in the file is executed."""
     path = Path(where)
     if re.match(r'https?://', where):
-        path = Path(torch.hub.get_dir()) / 'checkpoints' / where.rpartition('/')[2]
+        # The name holds the whole URL: many hosts serve a file of the same name.
+        name = f'{hashlib.sha256(where.encode()).hexdigest()[:8]}-{where.rpartition("/")[2]}'
+        path = Path(torch.hub.get_dir()) / 'checkpoints' / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             print_log(f'fetching {where} to {path}', logger='current')
@@ -134,5 +138,8 @@ def _read(where: str) -> Mapping:
         raise WeightsError(f'no weights at {path.absolute()}: expected a path or a URL')
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f'{path} cannot be read as plain tensors: {error}') from None
+    except Exception as error:  # a file that is no checkpoint fails in a dozen ways
+        raise WeightsError(
+            f'{path} cannot be read as plain tensors ({type(error).__name__}). It is cut short (a file that was fetched: '
+            'delete it to fetch it again), no checkpoint at all, or a training checkpoint with more than tensors in it: '
+            "save its 'state_dict' alone.") from error

@@ -191,7 +191,8 @@ def test_drop_path_follows_the_line_and_keeps_the_mean():
 
 @mark.parametrize('kwargs, message', [
     (dict(arch='huge'), 'unknown arch'), (dict(arch=dict(depths=[1, 1], dims=[8, 8])), 'four'),
-    (dict(arch=dict(depth=3)), 'depths and dims'), (dict(out_indices=(0, 4)), 'stages 0'),
+    (dict(arch=dict(depth=3)), 'depths and dims'), (dict(out_indices=(0, 4)), 'stages 0'), (dict(out_indices=3), 'tuple or list'),
+    (dict(arch=dict(depths=3, dims=8)), 'four'),
     (dict(out_indices=()), 'stages 0'), (dict(out_indices=(3, -1)), 'twice'), (dict(drop_path_rate=1.), 'drop_path'),
     (dict(frozen_stages=5), 'frozen_stages'), (dict(output_stride=4), 'output_stride'),
     (dict(checkpointing='all'), 'checkpointing'),

@@ -75,6 +75,7 @@ def test_layers_have_no_gap_and_no_collision(depths, num_layers):
     (dict(decay_rate=.9, decay_type='layerwise'), 'decay_type is one of'),
     (dict(decay_rate=1.2, decay_type='layer_wise'), r'\(0, 1\]'),
     (dict(decay_rate=.9, decay_type='layer_wise', num_layers=4), 'too small'),
+    (dict(decay_rate=.9, decay_type='layer_wise', num_layers=5.5), 'too small'),
     (dict(decay_rate=.9, decay_type='layer_wise', norm_decay_mult=0.), 'nothing else'),
 ])
 def test_what_would_silently_change_the_rates_raises(cfg, message):

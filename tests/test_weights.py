@@ -1,4 +1,6 @@
 """Weights in the official layout: loaded to the bit, or refused."""
+import re
+
 import pytest
 import torch
 from mmengine.model import BaseModule
@@ -106,13 +108,17 @@ def test_files_that_cannot_be_read(tmp_path):
     torch.save(net.state_dict(), tmp_path / 'whole.pth')
     (tmp_path / 'cut.pth').write_bytes((tmp_path / 'whole.pth').read_bytes()[:5000])
     (tmp_path / 'empty.pth').touch()
-    (tmp_path / 'page.pth').write_text('<html>not found</html>')
-    for name in ('cut', 'empty', 'page'):
+    pages = ('<html>not found</html>', 'Repository not found', 'error code: 1015', 'hello world')
+    for i, text in enumerate(pages):
+        (tmp_path / f'page{i}.pth').write_text(text)
+    for name in ('cut', 'empty', *(f'page{i}' for i in range(len(pages)))):
         with pytest.raises(WeightsError, match='cannot be read'):
             load_weights(net, tmp_path / f'{name}.pth')
     torch.save(torch.zeros(3), tmp_path / 'tensor.pth')
     with pytest.raises(WeightsError, match='holds a Tensor'):
         load_weights(net, tmp_path / 'tensor.pth')
+    with pytest.raises(WeightsError, match='such as model.backbone'):
+        load_weights(torch.nn.ModuleDict(dict(backbone=net)), net.state_dict())
 
 
 def test_nothing_in_a_file_is_executed(tmp_path):
@@ -128,12 +134,13 @@ def test_nothing_in_a_file_is_executed(tmp_path):
 def test_url_that_cannot_be_fetched_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     url = 'http://127.0.0.1:9/convnext_atto.pth'
-    with pytest.raises(WeightsError, match='put it at .*checkpoints/convnext_atto.pth'):
+    with pytest.raises(WeightsError, match='put it at .*checkpoints/.*convnext_atto.pth') as refused:
         load_weights(ConvNeXt('atto'), url)
-    folder = tmp_path / 'hub' / 'checkpoints'
-    source = ConvNeXt('atto').state_dict()
-    torch.save(dict(model=source), folder / 'convnext_atto.pth')  # what the message asks for
+    asked_for = re.search(r'put it at (\S+),', str(refused.value))[1]
+    torch.save(dict(model=ConvNeXt('atto').state_dict()), asked_for)  # what the message asks for
     load_weights(ConvNeXt('atto'), url)
+    with pytest.raises(WeightsError, match='could not fetch'):  # another host's file of the same name is another file
+        load_weights(ConvNeXt('atto'), url.replace('127.0.0.1', 'localhost'))
 
 
 @pytest.mark.parametrize('init_cfg', [dict(type='TruncNormal'), dict(type='Pretrained', checkpoint='x', prefix='y'),

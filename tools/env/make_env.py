@@ -19,14 +19,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 GB = 2**30
-# Distributions that mmcv's setup.py imports and no requirements file should have to name.
-BUILD_TOOLS = ['wheel', 'packaging', 'ninja', 'psutil']
+FIRST = ('torch', 'torchvision', 'numpy', 'setuptools', 'wheel', 'packaging', 'ninja', 'psutil')  # to compile mmcv
 
 # Printed as "torch, python tag, device tag"; the device tag is cpu, or CUDA version and compute capability.
 DESCRIBE = """
@@ -102,6 +102,11 @@ def read_pins(path):
     return {re.split('[=<>]', line)[0]: line for line in lines if line}
 
 
+def has_nvcc():
+    """Where torch's build looks for it, too."""
+    return bool(shutil.which('nvcc') or os.environ.get('CUDA_HOME') or Path('/usr/local/cuda/bin/nvcc').exists())
+
+
 def build_mmcv(pin, python, cache, log):
     """Compile mmcv for the environment's torch unless the cache has it. Returns (wheel, device tag)."""
     torch, tag, device = log.run('look at torch and the device', [python, '-c', DESCRIBE]).split()[-3:]
@@ -111,14 +116,17 @@ def build_mmcv(pin, python, cache, log):
     if wheels:
         print(f'-> mmcv was compiled before: {wheels[0]}')
         return wheels[0], device
-    if cuda and not shutil.which('nvcc') and not os.environ.get('CUDA_HOME'):
+    if cuda and not has_nvcc():
         sys.exit('A GPU is visible, but nvcc, which compiles mmcv for it, is not on PATH.\n'
                  'Install the CUDA toolkit (the version that torch was built with: see the step above) and put its\n'
                  'bin folder on PATH or set CUDA_HOME; or set CPU=1 for an environment that uses the CPU only.')
     if not shutil.which('c++') and not shutil.which('g++'):
         sys.exit('mmcv has to be compiled, and there is no C++ compiler. On Debian or Ubuntu: apt install g++')
+    if not Path(sysconfig.get_path('include'), 'Python.h').exists():
+        sys.exit('mmcv has to be compiled, and the headers of Python are not there. On Debian or Ubuntu: '
+                 'apt install python3-dev')
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / 'lock', 'w')  # held until this process ends
+    lock = open(folder / 'lock', 'w')  # held until this function returns
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -167,19 +175,20 @@ def main():
     pip = [python, '-m', 'pip', 'install', '--no-input', '--disable-pip-version-check']
     pins = read_pins(args.pins)
     mmcv = next(pin for name, pin in pins.items() if name.endswith('mmcv'))
-    first = [pins[name] for name in ('torch', 'torchvision', 'numpy', 'setuptools')]
 
     print(f'Setting up {args.venv} with {args.pins}: about 5 minutes, and 10 more if mmcv is to be compiled '
           f'(two cores).')
     log = Log(args.venv / 'setup.log')
     log.run('make the virtual environment', [sys.executable, '-m', 'venv', args.venv])
-    log.run('install torch and the build tools', [*pip, *first, *BUILD_TOOLS], estimate='about 2 minutes, 5 GB')
+    log.run('install torch and the build tools', [*pip, *(pins[name] for name in FIRST)],
+            estimate='about 2 minutes, 5 GB')
     wheel, device = build_mmcv(mmcv, python, cache, log)
-    log.run('install the OpenMMLab family and the test tools', [*pip, wheel, '-r', args.pins],
-            estimate='about 2 minutes')
+    # Forced, because a wheel for another torch or device has the same version.
+    log.run('install mmcv', [*pip, '--force-reinstall', '--no-deps', wheel])
+    log.run('install the OpenMMLab family and the test tools', [*pip, '-r', args.pins], estimate='about 2 minutes')
     log.run('install convnext_dense', [*pip, '--no-deps', '--no-build-isolation', '-e', ROOT])
     for where in ('cpu',) if device == 'cpu' else ('cpu', 'cuda'):
-        print(log.run(f'prove the compiled ops on {where}', [python, '-c', PROVE_OPS, where]), end='')
+        print(log.run(f'prove the compiled ops on {where} (if they fail, delete {wheel.parent})', [python, '-c', PROVE_OPS, where]), end='')
     (args.venv / '.ready').write_text(f'{wheel.parent.name}\n')
 
 
