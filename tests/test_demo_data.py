@@ -2,6 +2,7 @@
 import hashlib
 
 import numpy as np
+import pytest
 from conftest import DEMO, ROOT
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
@@ -20,9 +21,18 @@ def test_same_arguments_give_the_same_files(tmp_path):
     for name, seed in (('a', 3), ('b', 3), ('c', 4)):
         demo_data.write(tmp_path / name, dict(train=2, val=1), seed)
     assert digest(tmp_path / 'a') == digest(tmp_path / 'b') != digest(tmp_path / 'c')
-    before = digest(tmp_path / 'a')
-    demo_data.write(tmp_path / 'a', dict(train=5), seed=9)  # already there: left alone
-    assert digest(tmp_path / 'a') == before
+    written = (tmp_path / 'a' / 'made_by').stat().st_mtime_ns
+    demo_data.write(tmp_path / 'a', dict(train=2, val=1), 3)  # there already
+    assert (tmp_path / 'a' / 'made_by').stat().st_mtime_ns == written
+    demo_data.write(tmp_path / 'a', dict(train=2, val=1), 4)  # of other arguments: made anew
+    assert digest(tmp_path / 'a') == digest(tmp_path / 'c')
+
+
+def test_a_folder_of_the_users_is_not_touched(tmp_path):
+    (tmp_path / 'mine.txt').touch()
+    with pytest.raises(SystemExit, match='was not made by this script'):
+        demo_data.write(tmp_path, dict(train=1))
+    assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']
 
 
 def test_an_interrupted_write_leaves_nothing_half_done(tmp_path, monkeypatch):

@@ -10,6 +10,9 @@ from mmengine.runner import Runner
 from convnext_dense import ConfigError, WeightsError
 
 
+SPLITS = ('train', 'val', 'test')
+
+
 def add_common_arguments(parser):
     parser.add_argument('config', help='path of a config')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
@@ -38,33 +41,38 @@ def load_config(args, splits) -> Config:
 
 def move_data(cfg, new_root):
     """Point the datasets, and the evaluators that read annotations themselves, at another folder."""
-    for split in ('train', 'val', 'test'):
-        dataset, evaluator = cfg[f'{split}_dataloader'].dataset, cfg.get(f'{split}_evaluator') or {}
+    for split in SPLITS:
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+        if not dataset:
+            continue
         old_root = dataset.get('data_root')
-        ann_file = Path(evaluator.get('ann_file', '') if isinstance(evaluator, dict) else 'several evaluators')
-        if not old_root or (ann_file.name and not ann_file.is_relative_to(old_root)):
-            sys.exit(f'--data-root: the {split} split does not read from one data_root; use --cfg-options')
+        for evaluator in evaluators(cfg, split):
+            if not old_root or not Path(evaluator.ann_file).is_relative_to(old_root):
+                sys.exit(f'--data-root: the {split} split does not read from one data_root; use --cfg-options')
+            evaluator.ann_file = str(Path(new_root, Path(evaluator.ann_file).relative_to(old_root)))
         dataset.data_root = f'{new_root}/'
-        if ann_file.name:
-            evaluator.ann_file = str(Path(new_root, ann_file.relative_to(old_root)))
+
+
+def evaluators(cfg, split):
+    """Those of a split that read an annotation file of their own."""
+    found = cfg.get(f'{split}_evaluator') or []
+    return [evaluator for evaluator in (found if isinstance(found, (list, tuple)) else [found])
+            if evaluator.get('ann_file')]
 
 
 def data_paths(cfg, split):
-    """Local files and folders that a plain dataset and its evaluator read."""
-    dataset, evaluator = (cfg.get(f'{split}_{part}') or {} for part in ('dataloader', 'evaluator'))
-    dataset = dataset.get('dataset') or {}
-    root = dataset.get('data_root') or ''
-    prefixes = dataset.get('data_prefix')
+    """Local files and folders that a plain dataset and its evaluators read."""
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+    root, prefixes = dataset.get('data_root') or '', dataset.get('data_prefix')
     names = [dataset.get('ann_file'), *(prefixes.values() if isinstance(prefixes, dict) else [])]
-    paths = [Path(root, name) for name in names if isinstance(name, str) and name and '://' not in root + name]
-    if isinstance(evaluator, dict) and '://' not in evaluator.get('ann_file', '://'):
-        paths.append(Path(evaluator['ann_file']))
-    return dict.fromkeys(paths)
+    paths = [str(Path(root, name)) if '://' not in root else root for name in names if name and isinstance(name, str)]
+    paths += [evaluator.ann_file for evaluator in evaluators(cfg, split)]
+    return dict.fromkeys(Path(path) for path in paths if '://' not in path)
 
 
 def fit_to_machine(cfg):
     """AMP needs an accelerator: without one the recipe is trained in fp32, and that is said."""
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
         if int(os.environ.get('RANK', 0)) == 0:
             print('No GPU here: automatic mixed precision is off, training in fp32.')
         cfg.optim_wrapper.type = 'OptimWrapper'

@@ -11,6 +11,7 @@ Colour is a hint and no more: hues of a class scatter around one hue (HUE_SPREAD
 """
 import argparse
 import colorsys
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -93,9 +94,15 @@ def scene(rng: np.random.Generator):
 
 
 def write(folder: Path, counts: dict, seed: int = 0) -> None:
-    """Write ``folder/coco`` and ``folder/ade``, all or nothing. Does nothing if they are there."""
+    """Write ``folder/coco`` and ``folder/ade``, all or nothing. Does nothing if they are there, from this generator."""
+    made_by = hashlib.sha256(Path(__file__).read_bytes() + repr((counts, seed)).encode()).hexdigest()
+    stamp = folder / 'made_by'
     if folder.exists():
-        return
+        if stamp.exists() and stamp.read_text() == made_by:
+            return
+        if not stamp.exists():
+            raise SystemExit(f'{folder} is there and was not made by this script: name another folder, or delete it')
+        shutil.rmtree(folder)  # of an older generator, or of other arguments
     partial = folder.with_name(folder.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
     for split_index, (split, count) in enumerate(counts.items()):
@@ -121,6 +128,7 @@ def write(folder: Path, counts: dict, seed: int = 0) -> None:
                     area=int(mask.sum()), bbox=rle.toBbox(code).tolist(),
                     segmentation=dict(size=code['size'], counts=code['counts'].decode())))
         (partial / 'coco' / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(truth))
+    (partial / 'made_by').write_text(made_by)
     partial.rename(folder)
 
 

@@ -27,12 +27,15 @@ def main():
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
+        if not cfg.get('default_hooks', {}).get('visualization'):
+            parser.error('--show-dir: this config has no default_hooks.visualization')
         cfg.default_hooks.visualization.update(draw=True, interval=1)
     if args.tta:
-        if 'tta_pipeline' not in cfg:
-            parser.error('--tta: this config has no tta_pipeline' + (
-                ". mmdet's test-time augmentation cannot merge masks, so models with masks are tested at one scale, as "
-                'the published numbers on COCO were' if cfg.default_scope == 'mmdet' else ''))
+        if 'mask_head' in cfg.model or 'mask_head' in cfg.model.get('roi_head', {}):
+            parser.error("--tta: mmdet's test-time augmentation cannot merge masks, so a model with masks is tested at "
+                         'one scale, as the published numbers on COCO were')
+        if 'tta_pipeline' not in cfg or 'tta_model' not in cfg:
+            parser.error('--tta: this config has no tta_pipeline and tta_model')
         cfg.model.test_cfg = cfg.get('tta_test_cfg', cfg.model.test_cfg)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)

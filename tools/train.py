@@ -27,7 +27,8 @@ def main():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     fit_to_machine(cfg)
-    if args.resume:
+    if args.resume or cfg.get('resume'):
+        args.resume = args.resume or cfg.get('load_from') or 'auto'
         checkpoint = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
         if checkpoint is None:
             print(f'--resume: no checkpoint in {cfg.work_dir} yet, starting from the beginning')
