@@ -1,6 +1,9 @@
 """Every shipped config is parsed, built and run; the recipes' numbers stand in the two full ones."""
 import copy
+import os
 
+import mmdet
+import mmseg
 import numpy as np
 import pytest
 import torch
@@ -130,6 +133,41 @@ ADE_VALUES = {
 def test_recipe_numbers(path, values):
     cfg = Config.fromfile(ROOT / path)
     assert {key: get(cfg, key) for key in values} == values
+
+
+def flat(value, path=''):
+    """Nested config -> dict: dotted path -> leaf. ``backend_args`` say where files lie, not how is trained."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)) and any(isinstance(v, (dict, list, tuple)) for v in value):
+        items = enumerate(value)
+    else:
+        return {path: tuple(value) if isinstance(value, list) else value}
+    return {p: leaf for key, v in items if key != 'backend_args' for p, leaf in flat(v, f'{path}.{key}').items()}
+
+
+BACKBONE = {f'.model.backbone.{key}' for key in ('type', 'gap_before_final_norm', 'init_cfg.checkpoint',
+                                                 'init_cfg.prefix')} | {'.optim_wrapper.constructor'}
+
+
+@pytest.mark.parametrize('ours, framework, theirs, differ', [
+    (COCO_T, mmdet, 'mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco', BACKBONE | {
+        '.model.roi_head.bbox_roi_extractor.type', '.model.roi_head.mask_roi_extractor.type',
+        '.optim_wrapper.loss_scale',  # dynamic, which is the wrapper's default
+        '.param_scheduler.0.end'}),  # the official warm-up is 500 iterations
+    (ADE_T, mmseg, 'convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512', BACKBONE | {
+        '.model.pretrained', '.param_scheduler.0.end', '.param_scheduler.1.begin', '.param_scheduler.1.end',
+        *(f'.{split}_dataloader.dataset.pipeline.{i}.reduce_zero_label'  # ADE20KDataset says it
+          for split, i in (('train', 1), ('val', 2), ('test', 2))),
+        *(f'.tta_pipeline.1.transforms.0.{i}.{key}' for i in range(6) for key in ('scale', 'scale_factor')),
+        '.tta_pipeline.1.transforms.1.0.direction'}),
+])
+def test_recipes_differ_from_the_frameworks_own_only_where_they_should(ours, framework, theirs, differ):
+    path = f'{os.path.dirname(framework.__file__)}/.mim/configs/convnext/{theirs}.py'
+    a, b = (flat(Config.fromfile(p, import_custom_modules=False)._cfg_dict.to_dict()) for p in (ROOT / ours, path))
+    parts = ('model', 'train_', 'val_', 'test_', 'param_scheduler', 'optim_wrapper', 'tta_pipeline', 'auto_scale_lr')
+    relevant = {p for p in {*a, *b} if p[1:].startswith(parts) and not p.startswith(('.train_pipeline', '.test_pipeline'))}
+    assert {p for p in relevant if a.get(p, 'absent') != b.get(p, 'absent')} == differ
 
 
 def learning_rates(cfg, iterations):
