@@ -45,6 +45,8 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]])
         WeightsError: the source cannot be read, or tensors are missing, unknown or of another shape. Only the output
             norms ``norm0`` ... ``norm3`` may be missing, and only together.
     """
+    if not hasattr(net, 'downsample_layers'):
+        raise WeightsError(f'expected a ConvNeXt, such as model.backbone, not a {type(net).__name__}')
     where = 'a state dict' if isinstance(source, Mapping) else str(source)
     tensors = source if isinstance(source, Mapping) else _read(where)
     for wrapper in ('model', 'state_dict'):
@@ -54,8 +56,6 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]])
         raise WeightsError(f'{where} holds a {type(tensors).__name__}, expected a dict of names and tensors')
     tensors, layout = _take_backbone(tensors, where)
 
-    if not hasattr(net, 'downsample_layers'):
-        raise WeightsError(f'expected a ConvNeXt, such as model.backbone, not a {type(net).__name__}')
     own = net.state_dict()
     not_tensors = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if not_tensors:

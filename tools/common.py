@@ -9,7 +9,6 @@ from mmengine.runner import Runner
 
 from convnext_dense import ConfigError, WeightsError
 
-
 SPLITS = ('train', 'val', 'test')
 
 

@@ -19,7 +19,7 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomFlip', prob=[0.4, 0.3], direction=['horizontal', 'vertical']),
     dict(type='PackDetInputs'),
 ]
