@@ -10,7 +10,7 @@ from .architectures import ARCHITECTURES
 from .backbone import ConvNeXt
 from .errors import ConfigError, WeightsError
 from .layer_decay import LayerDecayOptimWrapperConstructor, layer_id, lr_scale
-from .weights import LoadReport, load_weights
+from .weights import PRESETS, LoadReport, load_weights
 
-__all__ = ['ARCHITECTURES', 'ConfigError', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'LoadReport',
+__all__ = ['ARCHITECTURES', 'ConfigError', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'LoadReport', 'PRESETS',
            'WeightsError', 'layer_id', 'load_weights', 'lr_scale']

@@ -7,9 +7,12 @@ from .errors import ConfigError
 class Architecture(NamedTuple):
     depths: Tuple[int, int, int, int]  # blocks of the four stages
     dims: Tuple[int, int, int, int]  # channels of the four stages
+    generation: int = 1  # 2: global response normalisation in place of layer scale
+    eps: float = 1e-6  # of every LayerNorm
 
 
-# V1: "A ConvNet for the 2020s", arXiv 2201.03545, section 3 (tiny ... xlarge); the smaller ones are timm's.
+# V1: "A ConvNet for the 2020s", arXiv 2201.03545, section 3 (tiny ... xlarge); the smaller ones and xxlarge, which is
+# OpenCLIP's, are timm's. V2: "ConvNeXt V2", arXiv 2301.00808, appendix A.1; its small is timm's.
 # The comment is the number of parameters of the trunk and the four output norms; a test holds it.
 ARCHITECTURES = {
     'atto': Architecture((2, 2, 6, 2), (40, 80, 160, 320)),  # 3,375,080
@@ -21,23 +24,48 @@ ARCHITECTURES = {
     'base': Architecture((3, 3, 27, 3), (128, 256, 512, 1024)),  # 87,568,256
     'large': Architecture((3, 3, 27, 3), (192, 384, 768, 1536)),  # 196,233,024
     'xlarge': Architecture((3, 3, 27, 3), (256, 512, 1024, 2048)),  # 348,151,552
+    'xxlarge': Architecture((3, 4, 30, 3), (384, 768, 1536, 3072), eps=1e-5),  # 843,403,392
+    'v2_atto': Architecture((2, 2, 6, 2), (40, 80, 160, 320), 2),  # 3,387,960
+    'v2_femto': Architecture((2, 2, 6, 2), (48, 96, 192, 384), 2),  # 4,848,912
+    'v2_pico': Architecture((2, 2, 6, 2), (64, 128, 256, 512), 2),  # 8,554,176
+    'v2_nano': Architecture((2, 2, 8, 2), (80, 160, 320, 640), 2),  # 14,983,920
+    'v2_tiny': Architecture((3, 3, 9, 3), (96, 192, 384, 768), 2),  # 27,867,840
+    'v2_small': Architecture((3, 3, 27, 3), (96, 192, 384, 768), 2),  # 49,550,784
+    'v2_base': Architecture((3, 3, 27, 3), (128, 256, 512, 1024), 2),  # 87,694,592
+    'v2_large': Architecture((3, 3, 27, 3), (192, 384, 768, 1536), 2),  # 196,422,528
+    'v2_huge': Architecture((3, 3, 27, 3), (352, 704, 1408, 2816), 2),  # 657,477,568
 }
 
 
 def get_architecture(arch: Union[str, Mapping]) -> Architecture:
-    """A name of ``ARCHITECTURES``, or a mapping with ``depths`` and ``dims`` (four positive integers each).
+    """A name of ``ARCHITECTURES``, or a mapping with ``depths`` and ``dims`` (four positive integers each), and where
+    they differ from V1's ``generation`` and ``eps``.
 
     Raises:
-        ConfigError: unknown name, other keys, or not four positive integers.
+        ConfigError: unknown name, other keys, or a value out of its range.
     """
     if isinstance(arch, str):
         if arch not in ARCHITECTURES:
             raise ConfigError(f'unknown arch {arch!r}: expected one of {", ".join(ARCHITECTURES)}, '
                              'or dict(depths=(...), dims=(...))')
         return ARCHITECTURES[arch]
-    if not isinstance(arch, Mapping) or set(arch) != {'depths', 'dims'}:
-        raise ConfigError(f'arch is a name or a dict with the keys depths and dims and no others, not {arch!r}')
-    for key, value in arch.items():
+    if not isinstance(arch, Mapping) or not {'depths', 'dims'} <= set(arch) <= set(Architecture._fields):
+        raise ConfigError('arch is a name or a dict with the keys depths and dims, optionally generation and eps, and '
+                          f'no others, not {arch!r}')
+    for key in ('depths', 'dims'):
+        value = arch[key]
         if not isinstance(value, (list, tuple)) or len(value) != 4 or not all(isinstance(v, int) and v > 0 for v in value):
             raise ConfigError(f'arch: {key} needs four positive integers, one per stage, not {value!r}')
-    return Architecture(tuple(arch['depths']), tuple(arch['dims']))
+    architecture = Architecture(**{**arch, 'depths': tuple(arch['depths']), 'dims': tuple(arch['dims'])})
+    if architecture.generation not in (1, 2) or not 0 < architecture.eps < 1:
+        raise ConfigError(f'arch: generation is 1 or 2 and eps a small positive number, not {architecture.generation!r} '
+                          f'and {architecture.eps!r}')
+    return architecture
+
+
+def describe(architecture: Architecture) -> str:
+    """Its name in ``ARCHITECTURES``, quoted, whatever its eps; else what it is made of."""
+    for name, known in ARCHITECTURES.items():
+        if known._replace(eps=architecture.eps) == architecture:
+            return repr(name)
+    return f'V{architecture.generation} with depths {architecture.depths} and dims {architecture.dims}'

@@ -17,27 +17,30 @@ NUM_STAGES = 4
 
 @MODELS.register_module()
 class ConvNeXt(BaseModule):
-    """ConvNeXt V1 (arXiv 2201.03545) for dense prediction.
+    """ConvNeXt V1 (arXiv 2201.03545) and V2 (arXiv 2301.00808) for dense prediction.
 
     (N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i), shallow to deep, with s = 4, 8, 16, 32. Sides that
     do not divide are rounded down at each reduction. The maps are NCHW-contiguous: mmcv's RoIAlign and modulated
     deformable convolution read channels-last maps wrongly and do not say so.
 
     Args:
-        arch: name in ``architectures.ARCHITECTURES``, or a dict with ``depths`` and ``dims``.
+        arch: name in ``architectures.ARCHITECTURES`` (``'tiny'``, ``'v2_tiny'``, ...), or a dict with ``depths`` and
+            ``dims``, and where they differ from V1's ``generation`` and ``eps``.
         in_channels: channels of the image.
         out_indices: stages to emit, 0 to 3, negative ones count from the end. Maps leave shallow to deep whatever
             the order here.
-        out_norm: a LayerNorm on each emitted map (``norm0`` ... ``norm3``), as all published dense models have.
+        out_norm: a LayerNorm on each emitted map (``norm0`` ... ``norm3``), as all published dense models have, V2's
+            too. Without it the maps are the stages' own sums, whose scale grows with depth: for heads that normalise
+            by themselves, or to compare with implementations that have no norms there.
         drop_path_rate: stochastic depth of the last block; the blocks before it follow a line from 0.
-        layer_scale_init_value: initial ``gamma`` of every block; weights that are loaded replace it.
+        layer_scale_init_value: initial ``gamma`` of every V1 block; weights that are loaded replace it. V2 has none.
         frozen_stages: -1 nothing, 0 the stem, k the stem and stages 0 ... k-1 with their downsampling. Output norms
             stay trainable.
         output_stride: 32, or 16 or 8 for DeepLab-style heads: reductions past it keep their kernel, run at stride 1
             with 'same' padding, and every later convolution is dilated instead, as in timm.
         checkpointing: recompute activations in backward: ``'none'``, ``'mlp'`` or ``'block'``.
-        init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads through ``load_weights``, which raises
-            where a tensor does not fit.
+        init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL_OR_PRESET)`` loads through ``load_weights``, which
+            raises where a tensor does not fit; ``inflate`` may be given beside ``checkpoint``.
 
     Attributes:
         out_channels, out_strides: tuples with one entry per emitted map.
@@ -52,9 +55,12 @@ class ConvNeXt(BaseModule):
                  layer_scale_init_value: float = 1., frozen_stages: int = -1, output_stride: int = 32,
                  checkpointing: str = 'none', init_cfg: Optional[dict] = None):
         super().__init__(init_cfg=init_cfg)
-        self.depths, dims = get_architecture(arch)
+        self.architecture = get_architecture(arch)
+        self.depths, dims, generation, eps = self.architecture
         self.in_channels = in_channels
         self.out_indices = _check_out_indices(out_indices)
+        if generation == 2 and layer_scale_init_value != 1:
+            raise ConfigError(f'layer_scale_init_value={layer_scale_init_value}: V2 has no layer scale; leave it out')
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f'drop_path_rate lies in [0, 1), not {drop_path_rate}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
@@ -70,7 +76,7 @@ class ConvNeXt(BaseModule):
 
         # Stages past the last emitted one would get no gradient, so they are not built.
         num_stages = self.out_indices[-1] + 1
-        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, stride=4), LayerNorm2d(dims[0]))
+        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, stride=4), LayerNorm2d(dims[0], eps))
         self.downsample_layers = nn.ModuleList([stem])
         self.stages = nn.ModuleList()
         # The line runs over all stages of the architecture, so that leaving one out changes no rate.
@@ -80,12 +86,12 @@ class ConvNeXt(BaseModule):
             if i:
                 reduction = (dict(stride=2) if dilation == 1 else dict(padding='same', dilation=dilation // 2))
                 self.downsample_layers.append(nn.Sequential(
-                    LayerNorm2d(dims[i - 1]), nn.Conv2d(dims[i - 1], dims[i], 2, **reduction)))
+                    LayerNorm2d(dims[i - 1], eps), nn.Conv2d(dims[i - 1], dims[i], 2, **reduction)))
             self.stages.append(nn.Sequential(*(
-                Block(dims[i], next(rates), layer_scale_init_value, dilation, checkpointing)
+                Block(dims[i], next(rates), layer_scale_init_value, dilation, checkpointing, generation, eps)
                 for _ in range(self.depths[i]))))
         for i in self.out_indices:
-            self.add_module(f'norm{i}', LayerNorm2d(dims[i]) if out_norm else nn.Identity())
+            self.add_module(f'norm{i}', LayerNorm2d(dims[i], eps) if out_norm else nn.Identity())
         self.apply(_init)
         self._freeze()
 
@@ -110,11 +116,12 @@ class ConvNeXt(BaseModule):
         """Load ``init_cfg``'s checkpoint; everything else was initialised when the module was built."""
         if self.is_init or not self.init_cfg:
             return
-        if not isinstance(self.init_cfg, Mapping) or set(self.init_cfg) != {'type', 'checkpoint'} \
-                or self.init_cfg['type'] != 'Pretrained':
-            raise ConfigError("init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL): the prefix of the "
-                              f'backbone inside a larger file is found by itself. Got {self.init_cfg}')
-        load_weights(self, self.init_cfg['checkpoint'])
+        options = dict(self.init_cfg) if isinstance(self.init_cfg, Mapping) else {}
+        if options.pop('type', None) != 'Pretrained' or not {'checkpoint'} <= set(options) <= {'checkpoint', 'inflate'}:
+            raise ConfigError("init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL_OR_PRESET), optionally "
+                              'with inflate: the prefix of the backbone inside a larger file is found by itself. '
+                              f'Got {self.init_cfg}')
+        load_weights(self, options.pop('checkpoint'), **options)
         self.is_init = True
 
     def train(self, mode: bool = True) -> 'ConvNeXt':

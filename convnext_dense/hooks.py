@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop
 from .backbone import ConvNeXt
 from .errors import WeightsError
 from .registry import HOOKS
-from .weights import compare, listing
+from .weights.loading import compare, listing
 
 STATES = 'random_states'
 

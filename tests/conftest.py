@@ -25,12 +25,14 @@ CAPABILITIES = {  # what torch 2.1 cannot do, or what is not installed beside it
     'half convolution on the CPU': _half_convolution(),
     'export with dynamic sizes': hasattr(torch, 'export') and hasattr(torch.export, 'Dim'),
     'ONNX export': importlib.util.find_spec('onnxscript') is not None,
+    'DINOv3 in transformers': importlib.util.find_spec('transformers.models.dinov3_convnext') is not None,
 }
 # All that may be skipped, and for want of what. Any other skip, or one of these that is not skipped, fails the run.
 SKIPS = {
     'half convolution on the CPU': {'test_half_precision_on_the_cpu'},
     'export with dynamic sizes': {'test_exported_program_runs_at_other_sizes'},
     'ONNX export': {'test_onnx_runs_at_other_sizes'},
+    'DINOv3 in transformers': {'test_features_equal_dinov3'},
 }
 REAL_DATA = 'no real data'
 
@@ -75,6 +77,19 @@ def real_data():
             pytest.skip(f'{REAL_DATA} at {root / name}')
         return root / name
     return find
+
+
+def randomise(net):
+    """Every parameter at random: with layer scale at 1e-6 or GRN at 0 the blocks would add little and any bug pass."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if 'grn' in name or name.endswith('bias'):
+                parameter.normal_(0, .1)
+            elif name.endswith('gamma') or 'layer_scale' in name or parameter.dim() == 1:
+                parameter.uniform_(.5, 1.5)
+            else:
+                parameter.normal_(0, parameter[0].numel()**-.5)
+    return net.eval()
 
 
 def start(*command, cwd=ROOT, **kwargs):

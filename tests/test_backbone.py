@@ -1,99 +1,29 @@
-"""The backbone against independent implementations, and its options."""
-import timm
+"""The backbone and its options; test_parity.py compares it with other implementations."""
 import torch
-import torch.nn.functional as F
 from pytest import mark, raises
 
+from conftest import randomise
 from convnext_dense import ARCHITECTURES, ConfigError, ConvNeXt
 
 # recipes' "dense" column: trunk and norm0-3
-DENSE_PARAMETERS = dict(atto=3_375_080, femto=4_833_456, pico=8_533_568, nano=14_953_680, tiny=27_821_472,
-                        small=49_456_032, base=87_568_256, large=196_233_024, xlarge=348_151_552)
-
-
-def randomise(net):
-    """Every parameter at random: with layer scale at 1e-6 the blocks would add nothing and any bug would pass."""
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            if name.endswith('gamma') or (parameter.dim() == 1 and name.endswith('weight')):
-                parameter.uniform_(.5, 1.5)
-            elif name.endswith('bias'):
-                parameter.normal_(0, .1)
-            else:
-                parameter.normal_(0, parameter[0].numel()**-.5)
-    return net.eval()
-
-
-def to_timm(state):
-    """Our names -> those of timm's classifier trunk."""
-    renames = (('downsample_layers.0', 'stem'), ('.dwconv', '.conv_dw'), ('.pwconv', '.mlp.fc'))
-    renamed = {}
-    for name, value in state.items():
-        if name.startswith('norm'):
-            continue
-        for ours, theirs in renames:
-            name = name.replace(ours, theirs)
-        if name.startswith('downsample_layers'):
-            _, stage, rest = name.split('.', 2)
-            name = f'stages.{stage}.downsample.{rest}'
-        elif name.startswith('stages'):
-            _, stage, rest = name.split('.', 2)
-            name = f'stages.{stage}.blocks.{rest}'
-        renamed[name] = value
-    return renamed
-
-
-def difference_from_timm(net, dtype, change=lambda net: None, **timm_kwargs):
-    """Largest difference of any stage's map, relative to the largest value of that map."""
-    net = randomise(net).to(dtype)
-    peer = timm.create_model('convnext_tiny', num_classes=0, **timm_kwargs).to(dtype).eval()
-    missing, unexpected = peer.load_state_dict(to_timm(net.state_dict()), strict=False)
-    assert not unexpected and all(name.startswith('head') for name in missing)
-    change(net)
-    image = torch.randn(2, 3, 96, 64, dtype=dtype)
-    with torch.no_grad():
-        ours = net(image)
-        theirs = peer.forward_intermediates(image, indices=4, intermediates_only=True)
-    worst = 0
-    for i, (our_map, their_map) in enumerate(zip(ours, theirs)):
-        norm = getattr(net, f'norm{i}')
-        expected = F.layer_norm(their_map.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias,
-                                1e-6).permute(0, 3, 1, 2)
-        assert our_map.shape == expected.shape
-        worst = max(worst, ((our_map - expected).abs().max() / expected.abs().max()).item())
-    return worst
-
-
-def test_stage_features_equal_timm():
-    assert difference_from_timm(ConvNeXt('tiny'), torch.float32) < 1e-5
-    assert difference_from_timm(ConvNeXt('tiny'), torch.float64) < 1e-10
-
-
-def leave_out_block(net):
-    net.stages[2][4] = torch.nn.Identity()
-
-
-def leave_out_gelu(net):
-    block = net.stages[1][1]
-    block.mlp = lambda x: block.gamma * block.pwconv2(block.pwconv1(block.norm(x)))
-
-
-@mark.parametrize('change', [leave_out_block, leave_out_gelu])
-def test_parity_notices_what_is_left_out(change):
-    assert difference_from_timm(ConvNeXt('tiny'), torch.float64, change) > 1e-3
-
-
-@mark.parametrize('output_stride', [8, 16])
-def test_dilated_features_equal_timm(output_stride):
-    net = ConvNeXt('tiny', output_stride=output_stride)
-    assert net.out_strides == tuple(min(s, output_stride) for s in (4, 8, 16, 32))
-    assert difference_from_timm(net, torch.float64, output_stride=output_stride) < 1e-10
+DENSE_PARAMETERS = dict(
+    atto=3_375_080, femto=4_833_456, pico=8_533_568, nano=14_953_680, tiny=27_821_472, small=49_456_032,
+    base=87_568_256, large=196_233_024, xlarge=348_151_552, xxlarge=843_403_392,
+    v2_atto=3_387_960, v2_femto=4_848_912, v2_pico=8_554_176, v2_nano=14_983_920, v2_tiny=27_867_840,
+    v2_small=49_550_784, v2_base=87_694_592, v2_large=196_422_528, v2_huge=657_477_568)
 
 
 def test_parameter_counts():
     with torch.device('meta'):
         counts = {arch: sum(p.numel() for p in ConvNeXt(arch).parameters()) for arch in ARCHITECTURES}
     assert counts == DENSE_PARAMETERS
+
+
+def test_every_norm_has_the_eps_of_its_architecture():
+    with torch.device('meta'):
+        for arch, expected in (('xxlarge', 1e-5), ('xlarge', 1e-6), ('v2_huge', 1e-6)):
+            norms = [m for m in ConvNeXt(arch).modules() if isinstance(m, torch.nn.LayerNorm)]
+            assert {norm.eps for norm in norms} == {expected}
 
 
 def test_arch_as_dict_builds_the_same_network():
@@ -158,9 +88,10 @@ def test_nothing_of_the_frozen_prefix_is_kept_for_backward():
 
 
 @mark.parametrize('checkpointing', ['mlp', 'block'])
-def test_recomputing_changes_no_gradient(checkpointing):
-    plain = randomise(ConvNeXt('atto', drop_path_rate=.3)).train()
-    lean = ConvNeXt('atto', drop_path_rate=.3, checkpointing=checkpointing).train()
+@mark.parametrize('arch', ['atto', 'v2_atto'])
+def test_recomputing_changes_no_gradient(arch, checkpointing):
+    plain = randomise(ConvNeXt(arch, drop_path_rate=.3)).train()
+    lean = ConvNeXt(arch, drop_path_rate=.3, checkpointing=checkpointing).train()
     lean.load_state_dict(plain.state_dict())
     image, kept = torch.randn(2, 3, 64, 64), []
     for net in (plain, lean):
@@ -191,11 +122,12 @@ def test_drop_path_follows_the_line_and_keeps_the_mean():
 
 @mark.parametrize('kwargs, message', [
     (dict(arch='huge'), 'unknown arch'), (dict(arch=dict(depths=[1, 1], dims=[8, 8])), 'four'),
-    (dict(arch=dict(depth=3)), 'depths and dims'), (dict(out_indices=(0, 4)), 'stages 0'), (dict(out_indices=3), 'tuple or list'),
+    (dict(arch=dict(depth=3)), 'depths and dims'), (dict(arch='xxxl'), 'unknown arch'), (dict(out_indices=(0, 4)), 'stages 0'), (dict(out_indices=3), 'tuple or list'),
     (dict(arch=dict(depths=3, dims=8)), 'four'),
     (dict(out_indices=()), 'stages 0'), (dict(out_indices=(3, -1)), 'twice'), (dict(drop_path_rate=1.), 'drop_path'),
     (dict(frozen_stages=5), 'frozen_stages'), (dict(output_stride=4), 'output_stride'),
-    (dict(checkpointing='all'), 'checkpointing'),
+    (dict(checkpointing='all'), 'checkpointing'), (dict(arch='v2_atto', layer_scale_init_value=1e-6), 'no layer scale'),
+    (dict(arch=dict(depths=[1] * 4, dims=[8] * 4, generation=3)), 'generation'),
 ])
 def test_wrong_arguments_are_refused(kwargs, message):
     with raises(ConfigError, match=message):

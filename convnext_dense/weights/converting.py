@@ -1,0 +1,103 @@
+"""Weights of any known layout under the names of another, backbones as well as whole models."""
+import os
+from pathlib import Path
+from typing import Dict, Mapping, NamedTuple, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from ..architectures import Architecture, describe
+from ..errors import WeightsError
+from . import layouts, loading
+
+OURS = layouts.OFFICIAL._replace(name='ours', reshape={}, wrapper='state_dict')  # official but for the 1-D GRN
+TARGETS = {'ours': OURS, 'official': layouts.OFFICIAL, 'timm': layouts.TIMM, 'torchvision': layouts.TORCHVISION,
+           'transformers': layouts.TRANSFORMERS, 'mmpretrain': layouts.MMPRETRAIN}
+
+
+class Conversion(NamedTuple):
+    layout: str  # what the source was recognised as
+    architecture: Architecture  # of its backbone; its eps is not in the file and stands at its default
+    tensors: Dict[str, Tensor]
+    dropped: Dict[str, str]  # name in the source -> why
+    kept: Tuple[str, ...]  # names outside the backbone: necks and heads, which are taken over as they are
+    wrapper: str  # key under which a .pth of this layout keeps the tensors; '' for none
+
+    def __str__(self):
+        dropped = ', '.join(f'{why} ({count})' for why, count in loading.counts(self.dropped.values())) or 'nothing'
+        return (f'{self.layout}, ConvNeXt {describe(self.architecture)}: {len(self.tensors) - len(self.kept)} '
+                f'tensors of the backbone, {len(self.kept)} of neck and heads as they are; dropped: {dropped}')
+
+
+def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') -> Conversion:
+    """Rename the backbone in ``source`` to the names of ``to``, bit for bit.
+
+    A detector or segmentor (a backbone below ``backbone.``) keeps its neck and heads: mmdet 2 and 3, mmseg 0 and 1
+    name them alike. From other files that hold more than a backbone the rest is dropped and listed. A classifier's
+    final norm and head go along where both layouts have a name for them.
+
+    Args:
+        source: as for ``load_weights``.
+        to: key of ``TARGETS``.
+
+    Raises:
+        WeightsError: the source cannot be read, or a tensor of its backbone is not one of a ConvNeXt in its layout.
+    """
+    if to not in TARGETS:
+        raise WeightsError(f'unknown layout {to!r}: expected one of {", ".join(TARGETS)}')
+    target = TARGETS[to]
+    tensors, where = loading.read(source)
+    found = layouts.to_ours(tensors, where)
+    architecture = layouts.architecture_of(found.tensors)
+    if found.unknown or architecture is None:
+        raise WeightsError(f'{where} ({found.layout.name}) is not a whole ConvNeXt, or has tensors that are not known: '
+                           f'{loading.few(found.unknown)}')
+    _check(found, architecture, tensors, where)
+
+    backbone, without_place = layouts.to_theirs(found.tensors, target)
+    dropped = dict(found.dropped)
+    dropped.update((found.names[name], f'{target.name} has no place for it') for name in without_place)
+    kept, prefix = {}, ''
+    if found.prefix.endswith('backbone.'):
+        prefix, parent = 'backbone.', found.prefix[:-len('backbone.')]
+        kept = {name[len(parent):]: value for name, value in tensors.items()
+                if name.startswith(parent) and not name.startswith(found.prefix)}
+        dropped = {name: why for name, why in dropped.items() if name[len(parent):] not in kept}
+    converted = {prefix + name: value for name, value in backbone.items()}
+    wrapper = 'state_dict' if kept and target.wrapper else target.wrapper
+    return Conversion(found.layout.name, architecture, {**converted, **kept}, dropped, tuple(kept), wrapper or '')
+
+
+def _check(found, architecture, tensors, where):
+    """Refuse what ``load_weights`` would refuse."""
+    from ..backbone import ConvNeXt  # which imports this package
+    norms = [i for i in range(4) if f'norm{i}.weight' in found.tensors]
+    with torch.device('meta'):
+        net = ConvNeXt(architecture._asdict(), found.tensors[loading.STEM].shape[1], norms or (3,), bool(norms))
+    loading.match(net, tensors, where)
+
+
+def save(conversion: Conversion, path: Union[str, Path]) -> None:
+    """Write .safetensors or .pth, whole or not at all.
+
+    Raises:
+        WeightsError: another ending, a file that is there already, or a disk that does not take it.
+    """
+    path = Path(path)
+    if path.suffix not in ('.pth', '.safetensors'):
+        raise WeightsError(f'{path}: expected a name that ends in .pth or .safetensors')
+    if path.exists():
+        raise WeightsError(f'{path} exists already; it is not overwritten')
+    tensors = {name: value.clone().contiguous() for name, value in conversion.tensors.items()}  # each its own storage
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        if path.suffix == '.pth':
+            torch.save({conversion.wrapper: tensors} if conversion.wrapper else tensors, unfinished)
+        else:
+            from safetensors.torch import save_file
+            save_file(tensors, unfinished, metadata=dict(format='pt'))
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError, ImportError) as error:
+        raise WeightsError(f'{path} could not be written: {error}') from None
+    finally:
+        unfinished.unlink(missing_ok=True)
