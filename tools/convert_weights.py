@@ -48,7 +48,7 @@ def print_presets():
     table = Table('preset', 'pixels', 'top-1 %', 'licence', Column('source', overflow='fold'), box=None)
     for name, preset in PRESETS.items():
         table.add_row(name, str(preset.resolution), str(preset.top1 or ''), preset.licence, preset.source)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 if __name__ == '__main__':

@@ -97,7 +97,7 @@ def save(conversion: Conversion, path: Union[str, Path]) -> None:
             from safetensors.torch import save_file
             save_file(tensors, unfinished, metadata=dict(format='pt'))
         os.replace(unfinished, path)
-    except (OSError, RuntimeError, ImportError) as error:
+    except Exception as error:  # each of the two writers has its own for a full disk
         raise WeightsError(f'{path} could not be written: {error}') from None
     finally:
         unfinished.unlink(missing_ok=True)

@@ -5,7 +5,8 @@ is the block, ``{n}`` and ``{m}`` are numbers that both sides share. ``.weight``
 Ours are the official names, so that official files need no renaming.
 """
 import re
-from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+from functools import lru_cache
+from typing import Callable, Dict, Mapping, NamedTuple, Optional, Pattern, Tuple
 
 from torch import Tensor
 
@@ -215,7 +216,7 @@ def translate(name: str, layout: Layout, reverse: bool = False) -> Optional[str]
     for source, target in layout.table.items():
         if reverse:
             source, target = target, source
-        match = re.fullmatch(re.sub(r'\\{(\w+)\\}', r'(?P<\1>\\d+)', re.escape(source)) + r'(?P<leaf>\.weight|\.bias)?', name)
+        match = _pattern(source).fullmatch(name)
         if match:
             fields = {key: int(value) for key, value in match.groupdict().items() if key != 'leaf'}
             stage = fields.get('i', fields.get('up', 0) - 1 if 'up' in fields else
@@ -223,6 +224,12 @@ def translate(name: str, layout: Layout, reverse: bool = False) -> Optional[str]
             fields |= dict(i=stage, up=stage + 1, even=2 * stage, odd=2 * stage + 1)
             return target.format(**fields) + (match['leaf'] or '')
     return None
+
+
+@lru_cache(maxsize=None)
+def _pattern(template: str) -> Pattern:
+    fields = re.sub(r'\\{(\w+)\\}', r'(?P<\1>\\d+)', re.escape(template))
+    return re.compile(fields + r'(?P<leaf>\.weight|\.bias)?')
 
 
 def architecture_of(tensors: Mapping[str, Tensor]) -> Optional[Architecture]:

@@ -155,16 +155,18 @@ def find_weights(content: object, where: str) -> Dict[str, Tensor]:
 def _read_zip(path, file):
     try:
         with zipfile.ZipFile(file) as archive:
-            _check_zip(path, file, archive)
-            pickles = [name for name in archive.namelist() if name.rpartition('/')[2] == 'data.pkl']
+            if any(name.endswith('constants.pkl') for name in archive.namelist()):
+                raise WeightsError(f'{path} is a TorchScript program, which is not run here: save its state_dict')
+            places = _check_zip(file, archive)
+            pickles = [name for name in places if name.rpartition('/')[2] == 'data.pkl']
             if len(pickles) != 1:
                 raise WeightsError(f'{path} is a zip archive, but not one of torch.save')
             root = pickles[0][:-len('data.pkl')]
-            if f'{root}byteorder' in archive.namelist() and archive.read(f'{root}byteorder') != b'little':
+            if f'{root}byteorder' in places and archive.read(f'{root}byteorder') != b'little':
                 raise WeightsError(f'{path} was written on a big-endian machine; save it again on another')
             with archive.open(pickles[0]) as pickled:
                 weights = find_weights(_Unpickler(pickled).load(), str(path))
-            return _tensors(weights, lambda storage: archive.read(f'{root}data/{storage.key}'))
+        return _tensors(weights, file, lambda storage: places[f'{root}data/{storage.key}'])
     except (WeightsError, OSError):
         raise
     except Exception as error:  # there is no end to what damage turns instructions into
@@ -186,15 +188,11 @@ def _read_legacy(path, file):
             storage = storages[str(key)]
             if numel != storage.numel or str(key) in places:
                 raise ValueError(f'storage {key} has another size than announced')
-            places[str(key)] = file.tell()
-            file.seek(numel * _itemsize(storage.dtype), 1)
+            places[str(key)] = file.tell(), numel * _itemsize(storage.dtype)
+            file.seek(places[str(key)][1], 1)
         if file.tell() != path.stat().st_size:
             raise EOFError('its end is missing')
-
-        def data(storage):
-            file.seek(places[storage.key])
-            return file.read(storage.numel * _itemsize(storage.dtype))
-        return _tensors(weights, data)
+        return _tensors(weights, file, lambda storage: places[storage.key])
     except (WeightsError, OSError):
         raise
     except Exception as error:
@@ -214,15 +212,22 @@ def _read_safetensors(path):
         raise _damaged(path, error) from None
 
 
-def _tensors(weights, data):
-    """Read the storages that ``weights`` refer to, each once, and lay the tensors over them."""
+def _tensors(weights, file, place):
+    """Read the storages that ``weights`` refer to, each once, and lay the tensors over them.
+
+    ``place(storage)`` is where its data begin in ``file``, and their length in bytes.
+    """
     storages, tensors = {}, {}
     for name, noted in weights.items():
         storage, offset, shape, strides = noted
         if storage not in storages:
-            content = bytearray(data(storage))
-            if len(content) != storage.numel * _itemsize(storage.dtype):
+            start, length = place(storage)
+            if length != storage.numel * _itemsize(storage.dtype):
                 raise ValueError(f'the data of {name} have another size than announced')
+            content = bytearray(length)
+            file.seek(start)
+            if file.readinto(content) != length:
+                raise EOFError(f'the data of {name} end early')
             storages[storage] = (torch.frombuffer(content, dtype=storage.dtype) if content
                                  else torch.empty(0, dtype=storage.dtype))
         # Each element once: a damaged stride would read the wrong ones, within bounds and unseen.
@@ -237,8 +242,9 @@ def _tensors(weights, data):
     return tensors
 
 
-def _check_zip(path, file, archive):
+def _check_zip(file, archive):
     """Every byte of a zip that torch.save wrote, so that no flipped bit passes and no two readers disagree on it.
+    Returns for each record where its data begin, and their length.
 
     Checksums cover what the records hold. Of the headers around them each field either follows from the others or is
     the same in all records, and padding is made of the letter Z.
@@ -249,11 +255,11 @@ def _check_zip(path, file, archive):
 
     records = archive.infolist()
     check(len({record.filename for record in records}) == len(records), 'two records have one name')
-    check(not any(record.compress_type for record in records), 'a record is compressed')
-    check(not any(record.filename.endswith('constants.pkl') for record in records), 'a TorchScript program')
+    check(not any(record.compress_type or record.compress_size != record.file_size for record in records),
+          'a record is compressed')
     broken = archive.testzip()
     check(broken is None, f'the checksum of {broken} is wrong')
-    position, shared = 0, set()
+    position, shared, places = 0, set(), {}
     for record in records:
         file.seek(position)
         magic, version, flags, method, time, date, crc, packed, size, name_size, extra_size = struct.unpack(
@@ -262,31 +268,41 @@ def _check_zip(path, file, archive):
         check(magic == b'PK\x03\x04' and record.header_offset == position, 'records do not follow one another')
         check(name == record.orig_filename.encode() and _is_padding(extra) and _is_padding(record.extra),
               f'the headers of {record.filename} differ')
-        position += 30 + name_size + extra_size + record.file_size
+        places[record.filename] = position + 30 + name_size + extra_size, record.file_size
+        position = sum(places[record.filename])
         sizes = (record.CRC, record.file_size, record.file_size)
         if flags & 8:  # checksum and sizes stand behind the data, in 32 or 64 bit
             check((crc, packed, size) == (0, 0, 0), f'the header of {record.filename} is wrong')
-            layout = '<4sIQQ' if record.file_size > 0xffffffff else '<4sIII'
             file.seek(position)
-            check(file.read(struct.calcsize(layout)) == struct.pack(layout, b'PK\x07\x08', *sizes),
-                  f'the checksum behind {record.filename} is wrong')
-            position += struct.calcsize(layout)
+            behind, expected = file.read(24), struct.pack('<4sIQQ', b'PK\x07\x08', *sizes)
+            if behind != expected:
+                expected = struct.pack('<4s3I', b'PK\x07\x08', *(size & 0xffffffff for size in sizes))
+            check(behind.startswith(expected), f'the checksum behind {record.filename} is wrong')
+            position += len(expected)
         else:
             check(crc == record.CRC and packed == size == min(record.file_size, 0xffffffff),
                   f'the header of {record.filename} is wrong')
-        shared.add((version == record.extract_version, flags == record.flag_bits, method, time, date, record.date_time,
-                    version, flags, record.create_version, record.create_system, record.internal_attr,
-                    record.external_attr, record.volume, record.reserved, record.comment))
-    check(len(shared) == 1 and all(next(iter(shared))[:2]), 'headers differ where all should agree')
+        check((version, flags, method) == (record.extract_version, record.flag_bits, 0),
+              f'the headers of {record.filename} differ')
+        shared.add((version, flags, time, date, record.create_version, record.create_system, record.internal_attr,
+                    record.external_attr, record.volume, record.reserved))
+    check(len(shared) == 1, 'headers differ where all should agree')
 
-    length = sum(46 + len(record.orig_filename.encode()) + len(record.extra) for record in records)
+    directory = b''.join(
+        struct.pack('<4s4B4H3I5H2I', b'PK\x01\x02', record.create_version, record.create_system, record.extract_version,
+                    record.reserved, record.flag_bits, 0, time, date, record.CRC, *[min(record.file_size, 0xffffffff)] * 2,
+                    len(record.orig_filename.encode()), len(record.extra), 0, record.volume, record.internal_attr,
+                    record.external_attr, min(record.header_offset, 0xffffffff))
+        + record.orig_filename.encode() + record.extra for record in records)
+    length = len(directory)
     count = len(records)
     end = struct.pack('<4s4H2IH', b'PK\x05\x06', 0, 0, min(count, 0xffff), min(count, 0xffff),
                       min(length, 0xffffffff), min(position, 0xffffffff), 0)
     wide = (struct.pack('<4sQ2H2I4Q', b'PK\x06\x06', 44, 0x31e, 0x2d, 0, 0, count, count, length, position)
             + struct.pack('<4sIQI', b'PK\x06\x07', 0, position + length, 1))
-    file.seek(position + length)
-    check(file.read(200) in (end, wide + end), 'its end is wrong')
+    file.seek(position)
+    check(file.read(length + 200) in (directory + end, directory + wide + end), 'its directory is wrong')
+    return places
 
 
 def _is_padding(extra):
