@@ -1,8 +1,7 @@
 """Low precision, torch.export and ONNX."""
 import pytest
 import torch
-from conftest import needs
-from test_backbone import randomise
+from conftest import needs, randomise
 
 from convnext_dense import ConvNeXt
 
@@ -11,9 +10,57 @@ def relative_differences(maps, expected):
     return [((a.float() - b).abs().max() / b.abs().max()).item() for a, b in zip(maps, expected)]
 
 
-@pytest.fixture
-def net():
-    return randomise(ConvNeXt('atto'))
+@pytest.fixture(params=['atto', 'v2_atto'])
+def net(request):
+    return randomise(ConvNeXt(request.param))
+
+
+def with_large_activations(arch):
+    """Hidden values in the hundreds: at 256 x 256 pixels their squares sum to far more than half precision holds."""
+    net = randomise(ConvNeXt(arch))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if 'pwconv1.weight' in name:
+                parameter.mul_(100)
+            elif 'pwconv2.weight' in name:
+                parameter.mul_(.05)
+    return net
+
+
+def assert_close_at_1024_pixels(arch, dtype, bound):
+    net, image, hidden = with_large_activations(arch), torch.randn(1, 3, 1024, 1024), []
+    net.stages[0][0].pwconv2.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0].float()))
+    with torch.no_grad():
+        expected = net(image)
+        maps = net.to(dtype)(image.to(dtype))
+    assert hidden[0].square().sum((1, 2)).max() > 1e7 and hidden[0].abs().max() > 300  # 65504 is half precision's largest
+    assert all(m.dtype == dtype and m.isfinite().all() for m in maps)
+    assert max(relative_differences(maps, expected)) < bound
+
+
+@pytest.mark.parametrize('arch', ['atto', 'v2_atto'])
+def test_bfloat16_at_1024_pixels(arch):
+    assert_close_at_1024_pixels(arch, torch.bfloat16, .1)
+
+
+@needs('half convolution on the CPU')
+@pytest.mark.parametrize('arch', ['atto', 'v2_atto'])
+def test_half_precision_at_1024_pixels(arch):
+    assert_close_at_1024_pixels(arch, torch.float16, .02)
+
+
+@needs('half convolution on the CPU')
+def test_naive_response_norm_overflows():
+    """The test above would notice: squares summed in half precision are infinite there."""
+    net = with_large_activations('v2_atto').half()
+
+    def naive(x):
+        energy = x.pow(2).sum((1, 2), keepdim=True).sqrt()
+        grn = net.stages[0][0].grn
+        return grn.gamma * (x * (energy / (energy.mean(-1, keepdim=True) + 1e-6))) + grn.beta + x
+    net.stages[0][0].grn.forward = naive
+    with torch.no_grad():
+        assert not net(torch.randn(1, 3, 1024, 1024).half())[0].isfinite().all()
 
 
 def test_bfloat16_on_the_cpu(net):

@@ -417,7 +417,7 @@ def test_convert_weights_tool(tmp_path, exits):
     torch.save(dict(state_dict=whole_model(randomise(ConvNeXt('v2_atto')).state_dict())), tmp_path / 'mine.pth')
     output = run('tools/convert_weights.py', tmp_path / 'mine.pth', tmp_path / 'theirs.safetensors', '--to', 'timm')
     assert "official, ConvNeXt 'v2_atto': 144 tensors of the backbone, 2 of neck and heads" in output
-    assert 'backbone.stages.0.blocks.0.conv_dw.weight (40, 1, 7, 7)' in run('tools/convert_weights.py', tmp_path / 'theirs.safetensors', '--to', 'timm')
+    assert 'backbone.stages.0.blocks.0.conv_dw.weight' in convert(tmp_path / 'theirs.safetensors', 'timm').tensors
     listed = run('tools/convert_weights.py', '--list')
     assert all(name in listed and preset.licence in listed and preset.source in listed for name, preset in PRESETS.items())
     assert 'WeightsError' in exits('tools/convert_weights.py', tmp_path / 'absent.pth')
