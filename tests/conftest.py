@@ -69,14 +69,18 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def real_data():
-    """``real_data(name)`` is a folder of real images, from DENSE_DATA or ../shared/data; skips where it is absent."""
-    root = Path(os.environ.get('DENSE_DATA', ROOT.parent / 'shared' / 'data'))
+def real_data_root():
+    """DENSE_DATA or ../shared/data; need not be there."""
+    return Path(os.environ.get('DENSE_DATA', ROOT.parent / 'shared' / 'data'))
 
+
+@pytest.fixture(scope='session')
+def real_data(real_data_root):
+    """``real_data(name)`` is a folder of real images; skips where it is absent."""
     def find(name):
-        if not (root / name).is_dir():
-            pytest.skip(f'{REAL_DATA} at {root / name}')
-        return root / name
+        if not (real_data_root / name).is_dir():
+            pytest.skip(f'{REAL_DATA} at {real_data_root / name}')
+        return real_data_root / name
     return find
 
 

@@ -367,7 +367,7 @@ def test_whole_models_there_and_back_to_the_bit(arch, to, suffix, tmp_path):
     back = convert(tmp_path / f'back{suffix}').tensors
     assert set(back) == set(model) and all(torch.equal(value, back[name]) for name, value in model.items())
     if suffix == '.pth':  # as MMEngine and mmdet read it
-        assert set(torch.load(tmp_path / 'back.pth', weights_only=True)) == {'state_dict'}
+        assert set(torch.load(tmp_path / 'back.pth', weights_only=True)) == {'state_dict', 'meta'}
 
 
 def test_conversion_keeps_a_classifiers_head_and_names_what_it_drops(tmp_path):
@@ -378,6 +378,16 @@ def test_conversion_keeps_a_classifiers_head_and_names_what_it_drops(tmp_path):
     clip = {f'visual.trunk.{name}': value for name, value in peer.state_dict().items()} | dict(logit_scale=torch.ones(()))
     assert convert(clip).dropped == {'logit_scale': 'outside of visual.trunk'}
     assert convert(whole_model(state, 'module.backbone.')).tensors.keys() == {f'backbone.{name}' for name in state}
+
+
+@pytest.mark.parametrize('meta', [dict(dataset_meta=dict(classes=('cat', 'dog'), palette=[(1, 2, 3), (4, 5, 6)])),
+                                  dict(CLASSES=['cat', 'dog'], PALETTE=[[1, 2, 3], [4, 5, 6]], config='model = ...')])
+def test_conversion_keeps_the_names_of_the_classes(meta, tmp_path):
+    torch.save(dict(state_dict=whole_model(ConvNeXt('atto').state_dict()), meta=dict(meta, hooks=ConfigDict(a=1))),
+               tmp_path / 'theirs.pth')
+    save(convert(tmp_path / 'theirs.pth'), tmp_path / 'ours.pth')
+    assert torch.load(tmp_path / 'ours.pth', weights_only=True)['meta'] == dict(
+        dataset_meta=dict(classes=('cat', 'dog'), palette=[[1, 2, 3], [4, 5, 6]]))
 
 
 def test_conversion_refuses(tmp_path):

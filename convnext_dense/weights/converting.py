@@ -22,6 +22,7 @@ class Conversion(NamedTuple):
     dropped: Dict[str, str]  # name in the source -> why
     kept: Tuple[str, ...]  # names outside the backbone: necks and heads, which are taken over as they are
     wrapper: str  # key under which a .pth of this layout keeps the tensors; '' for none
+    classes: dict = {}  # names and colours of a whole model's classes, as the MMEngine family keeps them
 
     def __str__(self):
         dropped = ', '.join(f'{why} ({count})' for why, count in loading.counts(self.dropped.values())) or 'nothing'
@@ -46,7 +47,7 @@ def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') ->
     if to not in TARGETS:
         raise WeightsError(f'unknown layout {to!r}: expected one of {", ".join(TARGETS)}')
     target = TARGETS[to]
-    tensors, where = loading.read(source)
+    tensors, where, classes = loading.read(source)
     found = layouts.to_ours(tensors, where)
     architecture = layouts.architecture_of(found.tensors)
     if found.unknown or architecture is None:
@@ -65,7 +66,8 @@ def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') ->
         dropped = {name: why for name, why in dropped.items() if name[len(parent):] not in kept}
     converted = {prefix + name: value for name, value in backbone.items()}
     wrapper = 'state_dict' if kept and target.wrapper else target.wrapper
-    return Conversion(found.layout.name, architecture, {**converted, **kept}, dropped, tuple(kept), wrapper or '')
+    return Conversion(found.layout.name, architecture, {**converted, **kept}, dropped, tuple(kept), wrapper or '',
+                      classes)
 
 
 def _check(found, architecture, tensors, where):
@@ -78,7 +80,7 @@ def _check(found, architecture, tensors, where):
 
 
 def save(conversion: Conversion, path: Union[str, Path]) -> None:
-    """Write .safetensors or .pth, whole or not at all.
+    """Write .safetensors or .pth, whole or not at all. Only .pth keeps the classes.
 
     Raises:
         WeightsError: another ending, a file that is there already, or a disk that does not take it.
@@ -92,7 +94,10 @@ def save(conversion: Conversion, path: Union[str, Path]) -> None:
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         if path.suffix == '.pth':
-            torch.save({conversion.wrapper: tensors} if conversion.wrapper else tensors, unfinished)
+            content = {conversion.wrapper: tensors} if conversion.wrapper else tensors
+            if conversion.wrapper == 'state_dict':  # mmseg insists on a meta, and has the classes from it
+                content['meta'] = dict(dataset_meta=conversion.classes) if conversion.classes else {}
+            torch.save(content, unfinished)
         else:
             from safetensors.torch import save_file
             save_file(tensors, unfinished, metadata=dict(format='pt'))

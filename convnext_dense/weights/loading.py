@@ -64,7 +64,7 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]],
     """
     if not hasattr(net, 'downsample_layers'):
         raise WeightsError(f'expected a ConvNeXt, such as model.backbone, not a {type(net).__name__}')
-    tensors, where = read(source)
+    tensors, where, _ = read(source)
     own = net.state_dict()
     values, report = match(net, tensors, where, inflate)
     if any(value.is_meta for value in (*own.values(), *values.values())):
@@ -139,21 +139,23 @@ def listing(problems: Mapping[str, List[str]]) -> str:
     return '\n'.join(f'  {len(names)} {kind}: {few(names)}' for kind, names in problems.items() if names)
 
 
-def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tensor], str]:
-    """Path, URL, preset or state dict -> tensors, and what to call the source in messages."""
+def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tensor], str, dict]:
+    """Path, URL, preset or state dict -> tensors, what to call the source in messages, and its classes if it has any."""
     if isinstance(source, Mapping):
-        return reading.find_weights(dict(source), 'the state dict'), 'the state dict'
-    source = str(source)
+        return reading.find_weights(dict(source), 'the state dict'), 'the state dict', {}
+    source, path = str(source), Path(source)
+    where = source
     if source in presets.PRESETS:
-        preset = presets.PRESETS[source]
-        return reading.read(presets.fetch(preset.source)), f'preset {source} (licence: {preset.licence})'
-    if re.match(r'https?://', source):
-        return reading.read(presets.fetch(source)), source
-    if not Path(source).exists():
+        where = f'preset {source} (licence: {presets.PRESETS[source].licence})'
+        path = presets.fetch(presets.PRESETS[source].source)
+    elif re.match(r'https?://', source):
+        path = presets.fetch(source)
+    elif not path.exists():
         close = difflib.get_close_matches(source, presets.PRESETS)
-        raise WeightsError(f'no weights at {Path(source).absolute()}: expected a path, a URL or a preset'
+        raise WeightsError(f'no weights at {path.absolute()}: expected a path, a URL or a preset'
                            + (f', such as {", ".join(close)}' if close else ''))
-    return reading.read(Path(source)), source
+    tensors, classes = reading.read(path)
+    return tensors, where, classes
 
 
 def _inflated(stem: Tensor, bands: int, inflate: str) -> Tensor:

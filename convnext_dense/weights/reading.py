@@ -109,8 +109,9 @@ class _Unpickler(pickle._Unpickler):  # Python's: the C one allocates whatever m
         dispatch[code[0]] = _identity_hash(dispatch[code[0]])
 
 
-def read(path: Path) -> Dict[str, Tensor]:
-    """Path of a .pth (zip, or from before torch 1.6) or safetensors file -> name and tensor of its weights.
+def read(path: Path) -> Tuple[Dict[str, Tensor], dict]:
+    """Path of a .pth (zip, or from before torch 1.6) or safetensors file -> name and tensor of its weights, and the
+    names and colours of its classes (``classes``, ``palette``) where a checkpoint of the MMEngine family has them.
 
     Of a training checkpoint only what is under ``state_dict``, ``model`` or ``model_state_dict`` is read.
 
@@ -125,7 +126,7 @@ def read(path: Path) -> Dict[str, Tensor]:
             if head.startswith(LEGACY):
                 return _read_legacy(path, file)
         if head[8:9] == b'{':
-            return find_weights(_read_safetensors(path), str(path))
+            return find_weights(_read_safetensors(path), str(path)), {}
         raise WeightsError(f'{path} is no file of weights: it is {_looks_like(head)}')
     except FileNotFoundError:
         raise WeightsError(f'no weights at {path.absolute()}: expected a path, a URL or a preset') from None
@@ -152,6 +153,21 @@ def find_weights(content: object, where: str) -> Dict[str, Tensor]:
     return dict(content)
 
 
+def _classes(content):
+    """MMEngine keeps them in ``meta.dataset_meta``, its predecessors in capitals in ``meta``."""
+    meta = content.get('meta') if isinstance(content, dict) else None
+    meta = meta.get('dataset_meta', meta) if isinstance(meta, dict) else None
+    classes, palette = ([value for name, value in meta.items() if str(name).lower() == wanted
+                         and isinstance(value, (list, tuple))] if isinstance(meta, dict) else []
+                        for wanted in ('classes', 'palette'))
+    found = {}
+    if classes and all(type(name) is str for name in classes[0]):
+        found['classes'] = tuple(classes[0])
+    if palette and all(isinstance(row, (list, tuple)) and all(type(value) is int for value in row) for row in palette[0]):
+        found['palette'] = [list(row) for row in palette[0]]
+    return found
+
+
 def _read_zip(path, file):
     try:
         with zipfile.ZipFile(file) as archive:
@@ -165,8 +181,9 @@ def _read_zip(path, file):
             if f'{root}byteorder' in places and archive.read(f'{root}byteorder') != b'little':
                 raise WeightsError(f'{path} was written on a big-endian machine; save it again on another')
             with archive.open(pickles[0]) as pickled:
-                weights = find_weights(_Unpickler(pickled).load(), str(path))
-        return _tensors(weights, file, lambda storage: places[f'{root}data/{storage.key}'])
+                content = _Unpickler(pickled).load()
+            weights = find_weights(content, str(path))
+        return _tensors(weights, file, lambda storage: places[f'{root}data/{storage.key}']), _classes(content)
     except (WeightsError, OSError):
         raise
     except Exception as error:  # there is no end to what damage turns instructions into
@@ -192,7 +209,7 @@ def _read_legacy(path, file):
             file.seek(places[str(key)][1], 1)
         if file.tell() != path.stat().st_size:
             raise EOFError('its end is missing')
-        return _tensors(weights, file, lambda storage: places[storage.key])
+        return _tensors(weights, file, lambda storage: places[storage.key]), _classes(content)
     except (WeightsError, OSError):
         raise
     except Exception as error:
