@@ -85,7 +85,8 @@ def check_names(model: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], 
         raise WeightsError(
             f'the checkpoint is not of this model:\n{listing(problems)}\n'
             'Load the weights of a backbone alone through model.backbone.init_cfg; a whole model needs the same '
-            'architecture and heads; only to fine-tune may the number of classes differ.')
+            'architecture and heads; only to fine-tune may the number of classes differ. Models of the zoos, whose '
+            'backbone is mmpretrain\'s, are renamed by tools/convert_weights.py.')
     return heads
 
 

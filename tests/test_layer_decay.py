@@ -98,3 +98,15 @@ def test_the_backbone_is_found_by_its_type_and_must_be_there():
     assert not any(name.startswith('teacher.backbone.stages.0') for name in rates)  # frozen
     with pytest.raises(ConfigError, match='needs one convnext_dense.ConvNeXt'):
         build_optim_wrapper(torch.nn.Linear(2, 2), wrapper)
+
+
+def test_response_norms_of_v2_are_not_decayed():
+    model = torch.nn.ModuleDict(dict(backbone=ConvNeXt('v2_atto'), head=torch.nn.Linear(2, 2)))
+    groups = build_optim_wrapper(model, dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, weight_decay=.05),
+        constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(decay_rate=.9, decay_type='layer_wise'))).optimizer.param_groups
+    found = {name: group for group in groups for name in group['param_names']}
+    assert found.keys() == dict(model.named_parameters()).keys()
+    norms = [group for name, group in found.items() if '.grn.' in name]
+    assert len(norms) == 24 and all(group['weight_decay'] == 0 for group in norms)

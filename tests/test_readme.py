@@ -6,19 +6,24 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
-from conftest import ROOT
+from conftest import ROOT, run
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from safetensors.torch import save_file
+
+from convnext_dense import ConvNeXt
+from convnext_dense.weights import convert
 
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```(\S+)( config)?\n(.*?)```', README, re.DOTALL)
-CONFIGS = [code for _, config, code in BLOCKS if config]
+BLOCKS = re.findall(r'```(\S+)( config| weights)?\n(.*?)```', README, re.DOTALL)
+CONFIGS = [code for _, use, code in BLOCKS if use == ' config']
 COMMANDS = [shlex.split(line, comments=True) for kind, _, code in BLOCKS if kind == 'bash' for line in code.splitlines()]
 
 
 def test_python_example_gives_the_shapes_it_promises():
-    code = next(code for kind, config, code in BLOCKS if kind == 'python' and not config)
+    code = next(code for kind, use, code in BLOCKS if kind == 'python' and not use)
     *setup, last = code.strip().splitlines()
     namespace = {}
     exec('\n'.join(setup), namespace)
@@ -39,7 +44,25 @@ def test_config_examples_build_and_optimise(code, tmp_path):
         assert build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups[0]['lr_scale'] < .7
 
 
-@pytest.mark.parametrize('command', [c for c in COMMANDS if 'tools/' in ' '.join(c)], ids=' '.join)
+def test_weights_example_reports_what_it_promises(tmp_path, monkeypatch, capsys):
+    code = next(code for _, use, code in BLOCKS if use == ' weights')
+    monkeypatch.chdir(tmp_path)
+    save_file(timm.create_model('convnext_tiny').state_dict(), 'convnext_tiny.safetensors')
+    exec(code, {})
+    promised = code.partition('print(report)  # ')[2].partition('...')[0]
+    assert promised in capsys.readouterr().out
+
+
+def test_conversions_run_one_after_the_other(tmp_path):
+    zoo = {f'backbone.{name}': value for name, value in ConvNeXt('atto').state_dict().items()}
+    torch.save(dict(state_dict=convert(zoo, 'mmpretrain').tensors, meta={}), tmp_path / 'zoo_detector.pth')
+    for command in COMMANDS:
+        if 'tools/convert_weights.py' in command and '--list' not in command:
+            run(ROOT / command[1], *command[2:], cwd=tmp_path)
+    assert (tmp_path / 'timm.safetensors').exists()
+
+
+@pytest.mark.parametrize('command', [c for c in COMMANDS if 'configs/' in ' '.join(c)], ids=' '.join)
 def test_tool_commands_get_as_far_as_the_data(command, tmp_path, exits, monkeypatch):
     """From an empty folder, so that no data are found: tool, config and arguments are all read before that."""
     launched_with, arguments = command[0], command[1:]
