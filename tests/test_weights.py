@@ -16,10 +16,11 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from safetensors.torch import save_file
 
-from conftest import randomise, run
+from conftest import ROOT, randomise, run
 from convnext_dense import PRESETS, ConfigError, ConvNeXt, WeightsError, load_weights
 from convnext_dense.weights import convert, presets, save
 from convnext_dense.weights.loading import match
+from convnext_dense.weights.reading import read
 
 
 def official_classifier(arch='atto', width=320):
@@ -184,6 +185,12 @@ def test_training_checkpoints_with_objects_in_them(tmp_path, legacy):
     torch.save(dict(state_dict=dict(source.state_dict(), extra=history)), tmp_path / 'inside.pth')
     with pytest.raises(WeightsError, match=r'no tensors: extra \(mmengine.logging.history_buffer.HistoryBuffer\)'):
         load_weights(net, tmp_path / 'inside.pth')
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'tests/files').iterdir()), ids=lambda path: path.name)
+def test_files_that_older_versions_of_torch_wrote(path):
+    tensors, _ = read(path)
+    assert {name: value.tolist() for name, value in tensors.items()} == {'a.weight': [[1, 2, 3]], 'a.bias': [4]}
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])

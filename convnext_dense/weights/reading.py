@@ -4,7 +4,6 @@ A .pth file is a pickle, which may call any function. Here it is read by an unpi
 tensors and plain containers and nothing else: every other class that the file names becomes an inert ``Placeholder``.
 ``torch.load`` is not used: besides weights it runs TorchScript, unpacks tar archives and writes patch files.
 """
-import math
 import pickle
 import struct
 import zipfile
@@ -15,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from .zipcheck import check_zip
 
 WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys under which training scripts keep the weights
 LEGACY = pickle.dumps(0x1950a86a20f9469cfc6c, protocol=2)  # how files of torch before 1.6 begin
 DTYPES = {
-    'DoubleStorage': torch.float64, 'FloatStorage': torch.float32, 'HalfStorage': torch.float16,
-    'BFloat16Storage': torch.bfloat16, 'LongStorage': torch.int64, 'IntStorage': torch.int32,
-    'ShortStorage': torch.int16, 'CharStorage': torch.int8, 'ByteStorage': torch.uint8, 'BoolStorage': torch.bool,
-}
+    f'torch.{name}Storage': dtype for name, dtype in (
+        ('Double', torch.float64), ('Float', torch.float32), ('Half', torch.float16), ('BFloat16', torch.bfloat16),
+        ('Long', torch.int64), ('Int', torch.int32), ('Short', torch.int16), ('Char', torch.int8), ('Byte', torch.uint8),
+        ('Bool', torch.bool))}
 
 
 class Placeholder:
@@ -96,8 +96,10 @@ class _Unpickler(pickle._Unpickler):  # Python's: the C one allocates whatever m
         if reference[0] != 'storage' or len(reference) > 5 and reference[5] is not None:
             return Placeholder  # the class, since modules of old files are instantiated
         kind, key, _, numel = reference[1:5]
-        dtype = DTYPES.get(getattr(kind, 'origin', '').rpartition('.')[2])
-        return self.storages.setdefault(str(key), _Storage(dtype, str(key), numel)) if dtype else Placeholder
+        dtype = DTYPES.get(getattr(kind, 'origin', ''))
+        if dtype is None or type(key) not in (str, int) or type(numel) is not int or numel < 0:
+            return Placeholder
+        return self.storages.setdefault(str(key), _Storage(dtype, str(key), numel))
 
     def _identity_hash(load):
         def load_tuple(self):
@@ -119,6 +121,8 @@ def read(path: Path) -> Tuple[Dict[str, Tensor], dict]:
         WeightsError: there is no such file, it is something else, it is damaged, or there are no weights in it.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise WeightsError(f'{path} cannot be read: it is no file')
         with open(path, 'rb') as file:
             head = file.read(200)
             if head.startswith(b'PK\x03\x04'):
@@ -155,17 +159,17 @@ def find_weights(content: object, where: str) -> Dict[str, Tensor]:
 
 def _classes(content):
     """MMEngine keeps them in ``meta.dataset_meta``, its predecessors in capitals in ``meta``."""
-    meta = content.get('meta') if isinstance(content, dict) else None
-    meta = meta.get('dataset_meta', meta) if isinstance(meta, dict) else None
-    classes, palette = ([value for name, value in meta.items() if str(name).lower() == wanted
-                         and isinstance(value, (list, tuple))] if isinstance(meta, dict) else []
-                        for wanted in ('classes', 'palette'))
-    found = {}
-    if classes and all(type(name) is str for name in classes[0]):
-        found['classes'] = tuple(classes[0])
-    if palette and all(isinstance(row, (list, tuple)) and all(type(value) is int for value in row) for row in palette[0]):
-        found['palette'] = [list(row) for row in palette[0]]
-    return found
+    for key in ('meta', 'dataset_meta'):
+        content = content.get(key, content) if isinstance(content, dict) else {}
+    found = {name.lower(): value for name, value in content.items()
+             if isinstance(name, str) and isinstance(value, (list, tuple))}
+    classes, palette = found.get('classes', ()), found.get('palette', ())
+    plain = {}
+    if classes and all(type(name) is str for name in classes):
+        plain['classes'] = tuple(classes)
+    if palette and all(isinstance(row, (list, tuple)) and all(type(value) is int for value in row) for row in palette):
+        plain['palette'] = [list(row) for row in palette]
+    return plain
 
 
 def _read_zip(path, file):
@@ -173,7 +177,7 @@ def _read_zip(path, file):
         with zipfile.ZipFile(file) as archive:
             if any(name.endswith('constants.pkl') for name in archive.namelist()):
                 raise WeightsError(f'{path} is a TorchScript program, which is not run here: save its state_dict')
-            places = _check_zip(file, archive)
+            places = check_zip(file, archive)
             pickles = [name for name in places if name.rpartition('/')[2] == 'data.pkl']
             if len(pickles) != 1:
                 raise WeightsError(f'{path} is a zip archive, but not one of torch.save')
@@ -202,11 +206,11 @@ def _read_legacy(path, file):
         storages, places = unpicklers[3].storages, {}
         for key in keys:
             numel, = struct.unpack('<q', file.read(8))
-            storage = storages[str(key)]
-            if numel != storage.numel or str(key) in places:
-                raise ValueError(f'storage {key} has another size than announced')
-            places[str(key)] = file.tell(), numel * _itemsize(storage.dtype)
-            file.seek(places[str(key)][1], 1)
+            storage = storages[str(key) if type(key) in (str, int) else None]
+            if numel != storage.numel or storage.key in places:
+                raise ValueError(f'storage {storage.key} has another size than announced')
+            places[storage.key] = file.tell(), numel * _itemsize(storage.dtype)
+            file.seek(places[storage.key][1], 1)
         if file.tell() != path.stat().st_size:
             raise EOFError('its end is missing')
         return _tensors(weights, file, lambda storage: places[storage.key]), _classes(content)
@@ -247,89 +251,23 @@ def _tensors(weights, file, place):
                 raise EOFError(f'the data of {name} end early')
             storages[storage] = (torch.frombuffer(content, dtype=storage.dtype) if content
                                  else torch.empty(0, dtype=storage.dtype))
-        # Each element once: a damaged stride would read the wrong ones, within bounds and unseen.
-        expected = 1
-        for stride, size in sorted((stride, size) for stride, size in zip(strides, shape) if size != 1):
-            if stride != expected or size < 0:
-                raise ValueError(f'{name} has strides that make no sense')
-            expected *= size
-        if len(strides) != len(shape) or offset + math.prod(shape) > storage.numel:
-            raise ValueError(f'{name} does not fit its data')
-        tensors[name] = storages[storage].as_strided(shape, strides, offset)
+        if not _fits(storage.numel, offset, shape, strides):
+            raise ValueError(f'{name} has a shape or strides that do not fit its data')
+        tensors[name] = storages[storage].as_strided(tuple(shape), tuple(strides), offset)
     return tensors
 
 
-def _check_zip(file, archive):
-    """Every byte of a zip that torch.save wrote, so that no flipped bit passes and no two readers disagree on it.
-    Returns for each record where its data begin, and their length.
-
-    Checksums cover what the records hold. Of the headers around them each field either follows from the others or is
-    the same in all records, and padding is made of the letter Z.
-    """
-    def check(holds, what):
-        if not holds:
-            raise zipfile.BadZipFile(f'{what}; not as torch.save writes it')
-
-    records = archive.infolist()
-    check(len({record.filename for record in records}) == len(records), 'two records have one name')
-    check(not any(record.compress_type or record.compress_size != record.file_size for record in records),
-          'a record is compressed')
-    broken = archive.testzip()
-    check(broken is None, f'the checksum of {broken} is wrong')
-    position, shared, places = 0, set(), {}
-    for record in records:
-        file.seek(position)
-        magic, version, flags, method, time, date, crc, packed, size, name_size, extra_size = struct.unpack(
-            '<4s5H3I2H', file.read(30))
-        name, extra = file.read(name_size), file.read(extra_size)
-        check(magic == b'PK\x03\x04' and record.header_offset == position, 'records do not follow one another')
-        check(name == record.orig_filename.encode() and _is_padding(extra) and _is_padding(record.extra),
-              f'the headers of {record.filename} differ')
-        places[record.filename] = position + 30 + name_size + extra_size, record.file_size
-        position = sum(places[record.filename])
-        sizes = (record.CRC, record.file_size, record.file_size)
-        if flags & 8:  # checksum and sizes stand behind the data, in 32 or 64 bit
-            check((crc, packed, size) == (0, 0, 0), f'the header of {record.filename} is wrong')
-            file.seek(position)
-            behind, expected = file.read(24), struct.pack('<4sIQQ', b'PK\x07\x08', *sizes)
-            if behind != expected:
-                expected = struct.pack('<4s3I', b'PK\x07\x08', *(size & 0xffffffff for size in sizes))
-            check(behind.startswith(expected), f'the checksum behind {record.filename} is wrong')
-            position += len(expected)
-        else:
-            check(crc == record.CRC and packed == size == min(record.file_size, 0xffffffff),
-                  f'the header of {record.filename} is wrong')
-        check((version, flags, method) == (record.extract_version, record.flag_bits, 0),
-              f'the headers of {record.filename} differ')
-        shared.add((version, flags, time, date, record.create_version, record.create_system, record.internal_attr,
-                    record.external_attr, record.volume, record.reserved))
-    check(len(shared) == 1, 'headers differ where all should agree')
-
-    directory = b''.join(
-        struct.pack('<4s4B4H3I5H2I', b'PK\x01\x02', record.create_version, record.create_system, record.extract_version,
-                    record.reserved, record.flag_bits, 0, time, date, record.CRC, *[min(record.file_size, 0xffffffff)] * 2,
-                    len(record.orig_filename.encode()), len(record.extra), 0, record.volume, record.internal_attr,
-                    record.external_attr, min(record.header_offset, 0xffffffff))
-        + record.orig_filename.encode() + record.extra for record in records)
-    length = len(directory)
-    count = len(records)
-    end = struct.pack('<4s4H2IH', b'PK\x05\x06', 0, 0, min(count, 0xffff), min(count, 0xffff),
-                      min(length, 0xffffffff), min(position, 0xffffffff), 0)
-    wide = (struct.pack('<4sQ2H2I4Q', b'PK\x06\x06', 44, 0x31e, 0x2d, 0, 0, count, count, length, position)
-            + struct.pack('<4sIQI', b'PK\x06\x07', 0, position + length, 1))
-    file.seek(position)
-    check(file.read(length + 200) in (directory + end, directory + wide + end), 'its directory is wrong')
-    return places
-
-
-def _is_padding(extra):
-    """Extra fields of a header: torch's padding to an alignment (FB), and zip's own for sizes beyond 4 GiB (1)."""
-    while extra:
-        kind, size = struct.unpack('<2sH', extra[:4])
-        field, extra = extra[4:4 + size], extra[4 + size:]
-        if len(field) < size or not (kind == b'FB' and not field.strip(b'Z') or kind == b'\x01\x00'):
+def _fits(numel, offset, shape, strides):
+    """Within the storage, and each element once: a damaged stride would read the wrong ones within bounds, unseen."""
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) != len(strides) \
+            or not all(type(number) is int and number >= 0 for number in (offset, *shape, *strides)):
+        return False
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape) if size != 1):
+        if stride != expected:
             return False
-    return True
+        expected *= size
+    return offset + expected <= numel
 
 
 def _itemsize(dtype):
