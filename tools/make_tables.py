@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Write configs/coco/README.md and configs/ade20k/README.md from the configs and configs/published.json.
+
+    python tools/make_tables.py
+
+What is published stands in the JSON; parameters, FLOPs, weights and licences are read or counted from the configs.
+"""
+import argparse
+import json
+from pathlib import Path
+
+from mmengine.config import Config
+
+from convnext_dense import PRESETS
+from convnext_dense.flops import count
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = {
+    'coco': ('COCO', {'box_ap': 'box AP', 'mask_ap': 'mask AP'},
+             'Box and mask AP on val2017, single scale. FLOPs at 800 x 1280, two-stage detectors with 1000 boxes through '
+             'each box head and 100 through each mask head.'),
+    'ade20k': ('ADE20K', {'miou': 'mIoU', 'miou_tta': 'mIoU, `--tta`'},
+               'mIoU on the validation set; FLOPs at 512 x 2048, those of 640 x 640 models at 640 x 2560.'),
+}
+
+
+def table(task: str) -> str:
+    """The page of one folder."""
+    published = json.loads((ROOT / 'configs' / 'published.json').read_text())
+    title, metrics, caption = TASKS[task]
+    lines = [f'# {title}', '', f'{caption} Written by `tools/make_tables.py`; nothing in it was trained here. "Published" '
+             'counts stand in brackets where they differ from ours by the last printed digit or more.', '',
+             f'| config | {" | ".join(metrics.values())} | parameters, M | FLOPs, G | weights | licence | status |',
+             '|---' * (6 + len(metrics)) + '|']
+    for path in sorted((ROOT / 'configs' / task).glob('*.py')):
+        cfg, row = Config.fromfile(path), published[path.stem]
+        side = cfg.get('crop_size', (512,))[0]
+        costs = count(cfg, (800, 1280) if task == 'coco' else (side, 4 * side))
+        parameters, macs = (sum(column) / scale for column, scale in zip(zip(*costs.values()), (1e6, 1e9)))
+        weights = cfg.model.backbone.init_cfg.checkpoint
+        cells = [f'[{path.stem}]({path.name})', *(str(row.get(metric, '')) for metric in metrics),
+                 counted(parameters, row.get('parameters_m')), counted(macs, row.get('flops_g')), f'`{weights}`',
+                 PRESETS[weights].licence, row['status']]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def counted(value, published):
+    return f'{value:.0f}' + (f' (published: {published})' if published not in (None, round(value)) else '')
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for task in TASKS:
+        (ROOT / 'configs' / task / 'README.md').write_text(table(task))
+
+
+if __name__ == '__main__':
+    main()
