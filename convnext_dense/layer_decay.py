@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
+WRAPPER = re.compile(r'_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.')  # that torch puts into names
 BLOCKS_PER_LAYER = 3  # the blocks of the third stage are grouped in threes
 
 
@@ -59,29 +60,35 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Used as ``optim_wrapper=dict(constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise'))``. Groups are named ``layer_{id}_{decay|no_decay}``
-    and carry ``lr``, ``lr_scale``, ``weight_decay`` and ``param_names``. The backbone is found by its type, wherever
-    it sits in the model.
+    and carry ``lr``, ``lr_scale``, ``weight_decay`` and ``param_names``. Backbones are found by their type, wherever
+    they sit in the model; several (teacher and student) have to be of the same depths.
 
     paramwise_cfg:
         decay_rate: factor per layer, in (0, 1].
         decay_type: ``layer_wise`` (official on COCO) or ``stage_wise`` (official on ADE20K).
         num_layers: defaults to what the depths imply; it may not be smaller, since layers would then share a rate or
             exceed the heads'.
+        custom_keys: as in MMEngine, part of a name -> ``dict(lr_mult=..., decay_mult=...)``, on top of the layer's own
+            values; of several that fit the longest counts.
 
     Raises:
-        ConfigError: a key is missing, unknown or out of range; the model has no ConvNeXt, or several.
+        ConfigError: a key is missing, unknown or out of range, or a custom key fits no parameter; the model has no
+            ConvNeXt, or several that differ.
     """
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
         # Also covers an empty paramwise_cfg, with which MMEngine would build one flat group without a word.
-        if not {'decay_rate', 'decay_type'} <= set(cfg) <= {'decay_rate', 'decay_type', 'num_layers'}:
-            raise ConfigError('paramwise_cfg needs decay_rate and decay_type, may have num_layers, and takes nothing '
-                             f'else; got {dict(cfg)}')
+        if not {'decay_rate', 'decay_type'} <= set(cfg) <= {'decay_rate', 'decay_type', 'num_layers', 'custom_keys'}:
+            raise ConfigError('paramwise_cfg needs decay_rate and decay_type, may have num_layers and custom_keys, and '
+                              f'takes nothing else; got {dict(cfg)}')
         if cfg['decay_type'] not in DECAY_TYPES:
             raise ConfigError(f'decay_type is one of {DECAY_TYPES}, not {cfg["decay_type"]!r}')
         if not 0 < cfg['decay_rate'] <= 1:
             raise ConfigError(f'decay_rate lies in (0, 1], not {cfg["decay_rate"]}')
+        for key, change in cfg.get('custom_keys', {}).items():
+            if not set(change) <= {'lr_mult', 'decay_mult'}:
+                raise ConfigError(f'custom_keys: {key!r} takes lr_mult and decay_mult, not {dict(change)}')
         if self.base_lr is None or self.base_wd is None:
             raise ConfigError('the optimizer of a layer-decay recipe needs lr and weight_decay')
 
@@ -89,50 +96,61 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Fill ``params`` with the groups, in the order of ``module.named_parameters()``."""
         if is_model_wrapper(module):
             module = module.module
-        prefix, backbone = _find_backbone(module)
-        implied = default_num_layers(backbone.depths)
+        prefixes, depths = _find_backbones(module)
+        implied = default_num_layers(depths)
         num_layers = self.paramwise_cfg.get('num_layers', implied)
         if not isinstance(num_layers, int) or num_layers < implied:
-            raise ConfigError(f'num_layers={num_layers} is too small, or no integer, for depths {backbone.depths}, which make {implied} '
-                             'layers: some would share a rate or exceed that of the heads. Leave it out')
+            raise ConfigError(f'num_layers={num_layers} is too small, or no integer, for depths {depths}, which make {implied} '
+                              'layers: some would share a rate or exceed that of the heads. Leave it out')
         decay_rate, decay_type = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['decay_type']
+        custom_keys = self.paramwise_cfg.get('custom_keys', {})
 
         groups: Dict[str, dict] = {}
+        unused = set(custom_keys)
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            own_name = name[len(prefix):] if name.startswith(prefix) else 'head'
-            layer = layer_id(own_name, backbone.depths, decay_type, num_layers)
+            clean = WRAPPER.sub('', name)
+            own_name = next((clean[len(prefix):] for prefix in prefixes if clean.startswith(prefix)), 'head')
+            layer = layer_id(own_name, depths, decay_type, num_layers)
             decays = parameter.dim() != 1 and not name.endswith('.bias')
-            key = f'layer_{layer}_{"decay" if decays else "no_decay"}'
+            custom = max((key for key in custom_keys if key in clean), key=len, default='')
+            unused.discard(custom)
+            key = f'layer_{layer}_{"decay" if decays else "no_decay"}' + (f'_{custom}' if custom else '')
             if key not in groups:
-                scale = lr_scale(layer, decay_rate, num_layers)
-                groups[key] = dict(weight_decay=self.base_wd if decays else 0., params=[], param_names=[],
-                                   lr_scale=scale, group_name=key, lr=self.base_lr * scale)
+                change = custom_keys.get(custom, {})
+                scale = lr_scale(layer, decay_rate, num_layers) * change.get('lr_mult', 1.)
+                decay = self.base_wd * change.get('decay_mult', 1.) if decays else 0.
+                groups[key] = dict(weight_decay=decay, params=[], param_names=[], lr_scale=scale, group_name=key,
+                                   lr=self.base_lr * scale)
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
+        if unused:
+            raise ConfigError(f'custom_keys: no parameter that is trained has {", ".join(map(repr, sorted(unused)))} in '
+                              'its name, or a longer key fits all that have')
         params.extend(groups.values())
         print_log(f'{decay_type} learning-rate decay {decay_rate}, {num_layers} layers\n{format_groups(params)}',
                   logger='current')
 
 
-def _find_backbone(model: nn.Module):
-    """(prefix with a trailing dot, ConvNeXt)."""
-    found = [(f'{name}.' if name else '', m) for name, m in model.named_modules() if isinstance(m, ConvNeXt)]
-    if len(found) != 1:
-        raise ConfigError(f'layer-wise decay needs one convnext_dense.ConvNeXt in the model, found {len(found)} in '
-                         f'{type(model).__name__}' + ''.join(f', {prefix}' for prefix, _ in found))
-    return found[0]
+def _find_backbones(model: nn.Module):
+    """Prefixes with a trailing dot, and the depths that all have."""
+    found = {WRAPPER.sub('', f'{name}.' if name else ''): module.depths
+             for name, module in model.named_modules() if isinstance(module, ConvNeXt)}
+    if len(set(found.values())) != 1:
+        raise ConfigError('layer-wise decay needs a convnext_dense.ConvNeXt in the model, or several of the same depths; '
+                          f'found {found or "none"} in {type(model).__name__}')
+    return list(found), next(iter(found.values()))
 
 
 def format_groups(groups: List[dict]) -> str:
     """One line per layer: learning rate, scale, and how many tensors with and without weight decay."""
     layers = {}
     for group in groups:
-        layer, kind = re.fullmatch(r'layer_(\d+)_(decay|no_decay)', group['group_name']).groups()
-        row = layers.setdefault(int(layer), Counter(lr=group['lr'], lr_scale=group['lr_scale']))
+        layer, kind, custom = re.fullmatch(r'layer_(\d+)_(no_decay|decay)_?(.*)', group['group_name']).groups()
+        row = layers.setdefault((int(layer), custom), Counter(lr=group['lr'], lr_scale=group['lr_scale']))
         row[kind] += len(group['params'])
     lines = [f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}']
-    lines += [f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} {row["no_decay"]:>5}'
-              for layer, row in sorted(layers.items())]
+    lines += [f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} {row["no_decay"]:>5}  {custom}'.rstrip()
+              for (layer, custom), row in sorted(layers.items())]
     return '\n'.join(lines)

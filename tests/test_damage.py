@@ -15,7 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from conftest import randomise
 from convnext_dense import ConvNeXt, WeightsError, load_weights
-from convnext_dense.weights import presets
+from convnext_dense.weights import presets, reading
 from convnext_dense.weights.layouts import LAYOUTS, SPARSE, to_theirs
 
 ARCH = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
@@ -165,6 +165,9 @@ def test_names_shapes_and_types(bench, tmp_path):
         bench.check('names: undamaged', state, ['whole'])
         for _ in range(25):
             name = rng.choice(list(state))
+            if layout.name == 'torchvision':
+                odd = {k.replace('features.3.', 'features.2.'): v for k, v in state.items()}
+                bench.check('names: one changed', odd, ['refused'])
             bench.check('names: one changed', renamed(state, name, rng), ['refused'])
             bench.check('names: one missing', {k: v for k, v in state.items() if k != name}, ['refused'])
             extra = ''.join(rng.choices(string.ascii_lowercase + '.', k=rng.randrange(1, 20)))
@@ -237,11 +240,25 @@ def test_malicious_pickles(bench, tmp_path):
         'attributes of a placeholder': b'\x80\x02cos\nsystem\n(tR}(X\x07\x00\x00\x00__doc__cos\nsystem\nub.',
         'an instruction that is none': b'\x80\x02\xfe.',
     }
+    storage = b'(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x08tQq\x000'
+    rebuild = b'ctorch._utils\n_rebuild_tensor_v2\nq\x010K\0q\x020'
+
+    def tensors_in_tensors(depth, width):
+        return storage + rebuild + (b'h\x01(h\0' + b'h\x02' * width + b'tRq\x020') * depth + b'}h\x02Ns.'
+    harmful.update({
+        'tensors nested a hundred thousand deep as a key': b'\x80\x02' + tensors_in_tensors(100_000, 1),
+        'tensors each thrice the one before as a key': b'\x80\x02' + tensors_in_tensors(60, 3),
+        'an attribute of a doubled tuple': b'\x80\x02)' + b'2\x86' * 60 + b'q\x050K\x01\x85}X\x06\0\0\0originh\x05sb.',
+        'copies of a dict': b'\x80\x02ccollections\nOrderedDict\nq\x00}q\x01(' + b''.join(
+            b'K%cN' % i for i in range(200)) + b'u' + b'0h\x00h\x01\x85R' * 1000 + b'.',
+        'defaults of a function': b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\0\0\0__defaults__K\x01\x85s\x86b.',
+    })
     for what, program in harmful.items():
         bench.check('malicious: harmful instructions', legacy[:magic] + program + legacy[magic:], ['refused'])
         torch.save(dict(model=bench.source), bench.path)
         bench.check('malicious: harmful instructions', program, ['refused'])
     assert not sentinel.exists()
+    assert reading._Tensor.__init__.__defaults__ == (None,) * 4 and 'origin' not in vars(reading._Tuple)
 
 
 def test_random_bytes(bench):

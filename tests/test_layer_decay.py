@@ -77,6 +77,8 @@ def test_layers_have_no_gap_and_no_collision(depths, num_layers):
     (dict(decay_rate=.9, decay_type='layer_wise', num_layers=4), 'too small'),
     (dict(decay_rate=.9, decay_type='layer_wise', num_layers=5.5), 'too small'),
     (dict(decay_rate=.9, decay_type='layer_wise', norm_decay_mult=0.), 'nothing else'),
+    (dict(decay_rate=.9, decay_type='layer_wise', custom_keys=dict(absent=dict(lr_mult=.1))), "has 'absent'"),
+    (dict(decay_rate=.9, decay_type='layer_wise', custom_keys=dict(norm=dict(lr=.1))), 'lr_mult and decay_mult'),
 ])
 def test_what_would_silently_change_the_rates_raises(cfg, message):
     wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=.05), paramwise_cfg=cfg,
@@ -96,7 +98,7 @@ def test_the_backbone_is_found_by_its_type_and_must_be_there():
     assert rates['teacher.backbone.stages.3.0.gamma'] == pytest.approx(.9e-4)
     assert rates['head.weight'] == rates['teacher.backbone.norm0.weight'] == 1e-4
     assert not any(name.startswith('teacher.backbone.stages.0') for name in rates)  # frozen
-    with pytest.raises(ConfigError, match='needs one convnext_dense.ConvNeXt'):
+    with pytest.raises(ConfigError, match='needs a convnext_dense.ConvNeXt'):
         build_optim_wrapper(torch.nn.Linear(2, 2), wrapper)
 
 
@@ -110,3 +112,53 @@ def test_response_norms_of_v2_are_not_decayed():
     assert found.keys() == dict(model.named_parameters()).keys()
     norms = [group for name, group in found.items() if '.grn.' in name]
     assert len(norms) == 24 and all(group['weight_decay'] == 0 for group in norms)
+
+
+def build_groups(model, wrapper=None, **paramwise):
+    groups = build_optim_wrapper(model, dict(
+        wrapper or dict(type='OptimWrapper'), optimizer=dict(type='AdamW', lr=1e-4, weight_decay=.05),
+        constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(decay_rate=.9, decay_type='layer_wise', **paramwise))).optimizer.param_groups
+    found = {name: group for group in groups for name in group['param_names']}
+    assert len(found) == sum(len(group['params']) for group in groups)  # each in one group
+    return found
+
+
+def test_custom_keys_change_rate_and_decay_on_top_of_the_layers():
+    model = torch.nn.ModuleDict(dict(backbone=ConvNeXt('atto'), head=torch.nn.Linear(2, 2)))
+    plain, found = build_groups(model), build_groups(model, custom_keys={
+        'dwconv': dict(decay_mult=0.), 'stages.2': dict(lr_mult=.5), 'head': dict(lr_mult=2., decay_mult=.1)})
+    assert found.keys() == plain.keys() == dict(model.named_parameters()).keys()
+    for name, group in found.items():
+        lr_mult = .5 if 'stages.2' in name else 2. if 'head' in name else 1.  # the longer key counts
+        decay_mult = 0. if 'dwconv' in name and 'stages.2' not in name else .1 if 'head' in name else 1.
+        assert group['lr'] == pytest.approx(plain[name]['lr'] * lr_mult), name
+        assert group['weight_decay'] == pytest.approx(plain[name]['weight_decay'] * decay_mult), name
+
+
+def test_teacher_and_student_and_names_that_wrappers_change():
+    class Wrapped(torch.nn.Module):  # as FSDP, with use_orig_params, and activation checkpointing name things
+        def __init__(self, module):
+            super().__init__()
+            self._fsdp_wrapped_module = module
+
+        def forward(self, *args):
+            return self._fsdp_wrapped_module(*args)
+    plain = build_groups(torch.nn.ModuleDict(dict(backbone=ConvNeXt('atto'))))
+    student, teacher = ConvNeXt('atto'), ConvNeXt('atto')
+    student.stages[2] = Wrapped(student.stages[2])
+    student.stages[2]._fsdp_wrapped_module[0] = Wrapped(student.stages[2]._fsdp_wrapped_module[0])
+    found = build_groups(torch.nn.ModuleDict(dict(student=Wrapped(torch.nn.ModuleDict(dict(backbone=student))), teacher=teacher)))
+    for name, group in found.items():
+        own = name.replace('_fsdp_wrapped_module.', '').replace('student.backbone', 'backbone').replace('teacher', 'backbone')
+        assert group['group_name'] == plain[own]['group_name'], name
+    with pytest.raises(ConfigError, match='several of the same depths'):
+        build_groups(torch.nn.ModuleDict(dict(student=ConvNeXt('atto'), teacher=ConvNeXt('tiny'))))
+
+
+@pytest.mark.parametrize('wrapper', [dict(type='OptimWrapper', accumulative_counts=4),
+                                     dict(type='OptimWrapper', clip_grad=dict(max_norm=1.))])
+def test_rates_are_the_same_with_accumulation_and_clipping(wrapper):
+    model = torch.nn.ModuleDict(dict(backbone=ConvNeXt('atto')))
+    plain, found = build_groups(model), build_groups(model, wrapper)
+    assert {name: group['lr'] for name, group in plain.items()} == {name: group['lr'] for name, group in found.items()}

@@ -204,6 +204,66 @@ def test_other_floating_point_types_are_converted(dtype, tmp_path):
     assert all(torch.equal(value, state[name].float()) for name, value in net.state_dict().items())
 
 
+def test_a_source_that_shares_memory_with_the_network():
+    net = randomise(ConvNeXt('atto'))
+    own = net.state_dict()
+    expected = {name: value.clone() for name, value in own.items()}
+    swapped = dict(own, **{'norm0.weight': own['norm0.bias'], 'norm0.bias': own['norm0.weight'],
+                           'stages.3.0.dwconv.weight': own['stages.3.0.dwconv.weight'].transpose(2, 3)})
+    load_weights(net, swapped)
+    assert torch.equal(net.norm0.weight, expected['norm0.bias']) and torch.equal(net.norm0.bias, expected['norm0.weight'])
+    assert torch.equal(own['stages.3.0.dwconv.weight'], expected['stages.3.0.dwconv.weight'].transpose(2, 3))
+
+
+@pytest.mark.parametrize('net, value', [(ConvNeXt('atto').half(), torch.full((40,), 1e5)),
+                                        (ConvNeXt('atto'), torch.full((40,), 1e300, dtype=torch.float64))])
+def test_values_that_are_infinite_in_the_networks_type(net, value):
+    with pytest.raises(WeightsError, match='not finite'):
+        load_weights(net, dict(ConvNeXt('atto').state_dict(), **{'stages.0.0.gamma': value}))
+
+
+def test_empty_sliced_and_expanded_tensors_beside_and_in_the_backbone(tmp_path):
+    state = randomise(ConvNeXt('atto')).state_dict()
+    wide = torch.randn(40, 80)
+    state['stages.0.0.gamma'] = wide[:, 3]  # as weight surgery leaves it: a view of something larger
+    others = dict(empty=torch.empty(0), flat=torch.empty(4, 0), expanded=torch.ones(1).expand(5), sliced=wide[:, :32])
+    torch.save({f'backbone.{k}': v for k, v in state.items()} | others, tmp_path / 'file.pth')
+    net = ConvNeXt('atto')
+    load_weights(net, tmp_path / 'file.pth')
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    del others['expanded'], others['sliced']
+    state['stages.0.0.gamma'] = state['stages.0.0.gamma'].contiguous()
+    torch.save({f'backbone.{k}': v for k, v in state.items()} | {'head.empty': torch.empty(4, 0)}, tmp_path / 'legacy.pth', _use_new_zipfile_serialization=False)
+    load_weights(net, tmp_path / 'legacy.pth')
+    torch.save({f'backbone.{k}': v for k, v in state.items()} | {'head.sliced': wide[:, :32]}, tmp_path / 'legacy.pth', _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match='head.sliced: a tensor is a view'):  # strides are not told from damaged ones
+        load_weights(net, tmp_path / 'legacy.pth')
+
+
+@pytest.mark.parametrize('source', [None, 5, [1], b'x.pth', ConvNeXt('atto'), iter(()), 'a' * 300, 'a\0b',
+                                    dict(a=torch.ones(2, 2).to_sparse())])
+def test_sources_that_are_none(source):
+    with pytest.raises(WeightsError):
+        load_weights(ConvNeXt('atto'), source)
+
+
+def test_networks_that_are_none_of_ours_and_compiled_ones():
+    with pytest.raises(WeightsError, match='not a timm'):
+        load_weights(timm.create_model('convnext_atto'), {})
+    net = ConvNeXt('atto')
+    state = randomise(ConvNeXt('atto')).state_dict()
+    load_weights(torch.compile(net), state)
+    assert torch.equal(net.norm0.weight, state['norm0.weight'])
+
+
+@pytest.mark.parametrize('name', ['stages.\u0660.0.gamma', 'stages.00.0.gamma', f'stages.{"9" * 5000}.0.gamma', 'stages.4.0.gamma'])
+def test_numbers_that_are_none_in_names(name):
+    state = ConvNeXt('atto').state_dict()
+    state[name] = state.pop('stages.0.0.gamma')
+    with pytest.raises(WeightsError, match='1 unknown'):
+        load_weights(ConvNeXt('atto'), state)
+
+
 def test_norm3_alone():
     """Beside a classifier's head it is the classifier's; alone, of a backbone that emits nothing else, it is loaded."""
     deepest = randomise(ConvNeXt('atto', out_indices=(3,))).state_dict()
@@ -211,10 +271,12 @@ def test_norm3_alone():
     for net in (ConvNeXt('atto'), ConvNeXt('atto', out_indices=(2, 3))):
         report = load_weights(net, deepest)
         assert set(report.dropped) == {'norm3.weight', 'norm3.bias'} and torch.equal(net.norm3.weight, torch.ones(320))
-    classifier = {f'backbone.{name}': value for name, value in deepest.items()} | {'head.fc.weight': torch.zeros(5, 320)}
-    net = ConvNeXt('atto', out_indices=(3,))
-    report = load_weights(net, classifier)
-    assert 'backbone.norm3.weight' in report.dropped and torch.equal(net.norm3.weight, torch.ones(320))
+    for above in ('', 'module.'):
+        classifier = {f'{above}backbone.{name}': value for name, value in deepest.items()}
+        classifier[f'{above}head.fc.weight'] = torch.zeros(5, 320)
+        net = ConvNeXt('atto', out_indices=(3,))
+        report = load_weights(net, classifier)
+        assert f'{above}backbone.norm3.weight' in report.dropped and torch.equal(net.norm3.weight, torch.ones(320))
 
 
 @pytest.mark.parametrize('in_channels', [1, 4, 10])
@@ -298,6 +360,36 @@ def test_urls_are_fetched_once_and_checked_against_the_hash_in_their_name(server
         load_weights(ConvNeXt('atto'), f'{address}/absent.pth')
 
 
+def test_a_download_that_was_cut_short_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    torch.save(dict(model=ConvNeXt('atto').state_dict()), tmp_path / 'file.pth')
+    content, requests = (tmp_path / 'file.pth').read_bytes(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_response(200)
+            self.send_header('Content-Length', len(content))
+            self.end_headers()
+            self.wfile.write(content[:len(content) // 2] if len(requests) == 1 else content)
+
+        def log_message(self, *args):
+            pass
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{httpd.server_port}/weights.pth?signature={"x" * 400}'
+        with pytest.raises(WeightsError, match='could not fetch.*damaged or cut short'):
+            load_weights(ConvNeXt('atto'), url)
+        load_weights(ConvNeXt('atto'), url)
+        httpd.shutdown()
+    assert len(requests) == 2
+
+
+def test_dates_in_names_are_no_hashes():
+    assert presets.published_sha256('https://x/convnext-20240115.pth') == ''
+    assert presets.published_sha256('https://x/convnext-983f1562.pth?download=true') == '983f1562'
+
+
 def test_hub_that_cannot_be_reached_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     import huggingface_hub.constants
@@ -363,8 +455,8 @@ def whole_model(backbone, prefix='backbone.'):
 @pytest.mark.parametrize('to', ['official', 'timm', 'torchvision', 'transformers', 'mmpretrain'])
 def test_whole_models_there_and_back_to_the_bit(arch, to, suffix, tmp_path):
     if to == 'torchvision' and arch == 'v2_atto':
-        conversion = convert(ConvNeXt(arch).state_dict(), to)
-        assert 'torchvision has no place for it' in str(conversion) and 'stages.0.0.grn.gamma' in conversion.dropped
+        with pytest.raises(WeightsError, match='torchvision has no place for stages.0.0.grn.gamma'):
+            convert(ConvNeXt(arch).state_dict(), to)
         return
     model = whole_model(randomise(ConvNeXt(arch)).state_dict())
     save(convert(model, to), tmp_path / f'theirs{suffix}')
@@ -399,11 +491,23 @@ def test_conversion_keeps_the_names_of_the_classes(meta, tmp_path):
 
 def test_conversion_refuses(tmp_path):
     state = ConvNeXt('atto').state_dict()
+    stem, first = 'downsample_layers.0.0.weight', 'stages.0.0.dwconv.weight'
     for damaged, message in ((without('stages.1.0.gamma')(state), 'missing: stages.1.0.gamma'),
-                             (dict(state, surprise=torch.zeros(1)), 'surprise'),
-                             ({'layer1.0.conv1.weight': torch.zeros(1)}, 'no ConvNeXt')):
+                             (dict(state, surprise=torch.zeros(1)), 'surprise'), (without('norm2.bias')(state), 'norm2.bias'),
+                             ({'layer1.0.conv1.weight': torch.zeros(1)}, 'no ConvNeXt'),
+                             (without(stem)(state), 'stem and four stages'),
+                             (dict(state, **{stem: torch.ones(8)}), 'stem and four stages'),
+                             (dict(state, **{stem: torch.ones(40, 0, 4, 4)}), 'stem and four stages'),
+                             (dict(state, **{first: torch.ones(0, 1, 7, 7)}), 'stem and four stages'),
+                             (dict(state, **{first: torch.ones(1).expand(2**50, 1, 7, 7)}), 'which are none'),
+                             (dict(state, **{'stages.3.0.gamma': torch.arange(320)}), 'not of a floating-point type'),
+                             (ConvNeXt('atto', out_indices=(0, 1)).state_dict(), 'stem and four stages')):
         with pytest.raises(WeightsError, match=message):
             convert(damaged)
+    with pytest.raises(WeightsError, match='could not be written'):
+        save(convert(state), tmp_path / ('a' * 300 + '.pth'))
+    with pytest.raises(WeightsError, match='could not be written'):
+        save(convert({f'backbone.{k}': v for k, v in state.items()} | {'__metadata__': torch.ones(1)}), tmp_path / 'm.safetensors')
     with pytest.raises(WeightsError, match="unknown layout 'tensorflow'"):
         convert(state, 'tensorflow')
     conversion = convert(state)

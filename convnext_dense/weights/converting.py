@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..architectures import Architecture, describe
 from ..errors import WeightsError
-from . import layouts, loading
+from . import layouts, loading, reading
 
 OURS = layouts.OFFICIAL._replace(name='ours', reshape={}, wrapper='state_dict')  # official but for the 1-D GRN
 TARGETS = {'ours': OURS, 'official': layouts.OFFICIAL, 'timm': layouts.TIMM, 'torchvision': layouts.TORCHVISION,
@@ -33,8 +33,8 @@ class Conversion(NamedTuple):
 def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') -> Conversion:
     """Rename the backbone in ``source`` to the names of ``to``, bit for bit.
 
-    A detector or segmentor (a backbone below ``backbone.``) keeps its neck and heads: mmdet 2 and 3, mmseg 0 and 1
-    name them alike. From other files that hold more than a backbone the rest is dropped and listed. A classifier's
+    A detector or segmentor (a backbone below ``backbone.``) keeps its neck and heads as they are: mmdet 2 and 3, and
+    mmseg 0 and 1, name theirs alike. From other files that hold more than a backbone the rest is dropped and listed. A classifier's
     final norm and head go along where both layouts have a name for them.
 
     Args:
@@ -50,16 +50,15 @@ def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') ->
     tensors, where, classes = loading.read(source)
     found = layouts.to_ours(tensors, where)
     architecture = layouts.architecture_of(found.tensors)
-    if found.unknown or architecture is None:
-        raise WeightsError(f'{where} ({found.layout.name}) is not a whole ConvNeXt, or has tensors that are not known: '
-                           f'{loading.few(found.unknown)}')
-    _check(found, architecture, tensors, where)
-
+    _check(found, architecture, where)
     backbone, without_place = layouts.to_theirs(found.tensors, target)
+    lost = [name for name in without_place if not name.startswith(tuple(loading.CLASSIFIER))]
+    if lost:
+        raise WeightsError(f'{target.name} has no place for {loading.few(lost)}: what is left would be another network')
     dropped = dict(found.dropped)
     dropped.update((found.names[name], f'{target.name} has no place for it') for name in without_place)
     kept, prefix = {}, ''
-    if found.prefix.endswith('backbone.'):
+    if found.prefix == 'backbone.' or found.prefix.endswith('.backbone.'):
         prefix, parent = 'backbone.', found.prefix[:-len('backbone.')]
         kept = {name[len(parent):]: value for name, value in tensors.items()
                 if name.startswith(parent) and not name.startswith(found.prefix)}
@@ -70,13 +69,26 @@ def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') ->
                       classes)
 
 
-def _check(found, architecture, tensors, where):
-    """Refuse what ``load_weights`` would refuse."""
+def _check(found, architecture, where):
+    """All four stages, each tensor known and of its shape; of the output norms some, each with weight and bias."""
     from ..backbone import ConvNeXt  # which imports this package
-    norms = [i for i in range(4) if f'norm{i}.weight' in found.tensors]
+    given = {name: value for name, value in found.tensors.items() if not name.startswith(tuple(loading.CLASSIFIER))}
+    stem = getattr(given.get(loading.STEM), 'shape', ())
+    if architecture is None or min(architecture.dims) == 0 or len(stem) != 4 or stem[1] == 0:
+        raise WeightsError(f'{where} ({found.layout.name}) does not hold all of a ConvNeXt: stem and four stages')
+    if max(architecture.dims) > 2**16:
+        raise WeightsError(f'{where} ({found.layout.name}) has widths of {architecture.dims}, which are none')
     with torch.device('meta'):
-        net = ConvNeXt(architecture._asdict(), found.tensors[loading.STEM].shape[1], norms or (3,), bool(norms))
-    loading.match(net, tensors, where)
+        own = ConvNeXt(architecture._asdict(), stem[1]).state_dict()
+    problems = loading.compare(own, given)
+    pairs = {name for name in own if loading.OUTPUT_NORM.fullmatch(name)
+             and f'{name.partition(".")[0]}.weight' not in given and f'{name.partition(".")[0]}.bias' not in given}
+    problems['missing'] = [name for name in problems['missing'] if name not in pairs]
+    problems['unknown'] += found.unknown
+    problems['not of a floating-point type'] = [name for name in given if given[name].dtype not in loading.FLOATS]
+    if any(problems.values()):
+        raise WeightsError(f'{where} ({found.layout.name}) is not a ConvNeXt as {describe(architecture)} has it:\n'
+                           f'{loading.listing(problems)}')
 
 
 def save(conversion: Conversion, path: Union[str, Path]) -> None:
@@ -88,10 +100,10 @@ def save(conversion: Conversion, path: Union[str, Path]) -> None:
     path = Path(path)
     if path.suffix not in ('.pth', '.safetensors'):
         raise WeightsError(f'{path}: expected a name that ends in .pth or .safetensors')
-    if path.exists():
+    if os.path.exists(path):
         raise WeightsError(f'{path} exists already; it is not overwritten')
-    tensors = {name: value.clone().contiguous() for name, value in conversion.tensors.items()}  # each its own storage
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
+    tensors = {name: value.detach().clone().contiguous() for name, value in conversion.tensors.items()}
+    unfinished = path.with_name(f'.{os.getpid()}{path.suffix}')
     try:
         if path.suffix == '.pth':
             content = {conversion.wrapper: tensors} if conversion.wrapper else tensors
@@ -101,8 +113,14 @@ def save(conversion: Conversion, path: Union[str, Path]) -> None:
         else:
             from safetensors.torch import save_file
             save_file(tensors, unfinished, metadata=dict(format='pt'))
+        written, _ = reading.read(unfinished)
+        if written.keys() != tensors.keys():
+            raise ValueError(f'not all of it could be read back: {loading.few(sorted(set(tensors) - set(written)))}')
         os.replace(unfinished, path)
     except Exception as error:  # each of the two writers has its own for a full disk
         raise WeightsError(f'{path} could not be written: {error}') from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        try:
+            unfinished.unlink()
+        except OSError:  # moved, or never there
+            pass

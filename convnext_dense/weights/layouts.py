@@ -50,8 +50,8 @@ def _dense_kernel(value):
     return value.reshape(*value.shape[:2], side, side).transpose(2, 3)
 
 
-# The smallest sizes of timm store the two linear layers as 1x1 convolutions: atto ... nano, up to 80 channels.
-LINEAR_OR_CONV = Reshape(_linear, lambda value, width: value[:, :, None, None] if width < 96 else value)
+# timm's atto, femto, pico and nano, V1 and V2, store the two linear layers as 1x1 convolutions.
+LINEAR_OR_CONV = Reshape(_linear, lambda value, width: value[:, :, None, None] if width in (40, 48, 64, 80) else value)
 GRN_4D = Reshape(_flat, lambda value, width: value[None, None, None])
 
 OFFICIAL = Layout(
@@ -212,7 +212,10 @@ def to_theirs(tensors: Mapping[str, Tensor], layout: Layout) -> Tuple[Dict[str, 
 
 
 def translate(name: str, layout: Layout, reverse: bool = False) -> Optional[str]:
-    """Our name -> theirs, or theirs -> ours in ``reverse``; None if the table has no row for it."""
+    """Our name -> theirs, or theirs -> ours in ``reverse``; None if the table has no row for it.
+
+    Theirs -> ours counts only if it leads back: ``features.3`` is a stage and no reduction in torchvision.
+    """
     for source, target in layout.table.items():
         if reverse:
             source, target = target, source
@@ -222,13 +225,14 @@ def translate(name: str, layout: Layout, reverse: bool = False) -> Optional[str]
             stage = fields.get('i', fields.get('up', 0) - 1 if 'up' in fields else
                                fields.get('even', fields.get('odd', 0)) // 2)
             fields |= dict(i=stage, up=stage + 1, even=2 * stage, odd=2 * stage + 1)
-            return target.format(**fields) + (match['leaf'] or '')
+            translated = target.format(**fields) + (match['leaf'] or '')
+            return translated if not reverse or translate(translated, layout) == name else None
     return None
 
 
 @lru_cache(maxsize=None)
 def _pattern(template: str) -> Pattern:
-    fields = re.sub(r'\\{(\w+)\\}', r'(?P<\1>\\d+)', re.escape(template))
+    fields = re.sub(r'\\{(\w+)\\}', r'(?P<\1>0|[1-9][0-9]{0,3})', re.escape(template))
     return re.compile(fields + r'(?P<leaf>\.weight|\.bias)?')
 
 

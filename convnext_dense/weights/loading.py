@@ -1,5 +1,6 @@
 """Weights into a ConvNeXt: every tensor of the network and of the source accounted for, or nothing is changed."""
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
@@ -62,16 +63,21 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]],
             type or not finite. Nothing has been changed then. Only the output norms ``norm0`` ... ``norm3`` may be
             missing, and only together: a lone ``norm3`` is a classifier's and is dropped, unless it is the only map's.
     """
-    if not hasattr(net, 'downsample_layers'):
-        raise WeightsError(f'expected a ConvNeXt, such as model.backbone, not a {type(net).__name__}')
+    from ..backbone import ConvNeXt  # which imports this module
+    net = getattr(net, '_orig_mod', net)  # of torch.compile
+    if not isinstance(net, ConvNeXt):
+        raise WeightsError('expected a convnext_dense.ConvNeXt, such as model.backbone, not a '
+                           f'{type(net).__module__}.{type(net).__name__}')
     tensors, where, _ = read(source)
     own = net.state_dict()
     values, report = match(net, tensors, where, inflate)
     if any(value.is_meta for value in (*own.values(), *values.values())):
         raise WeightsError('weights cannot be loaded into or from the meta device: build the network on a real one')
+    # Copies, in the network's own type: what is large for it is infinite, and the source may share memory with it.
+    values = {name: value.detach().to(own[name], copy=True) for name, value in values.items()}
     broken = [name for name, value in values.items() if not torch.isfinite(value).all()]
     if broken:
-        raise WeightsError(f'{where} holds values that are not finite (NaN or infinite): {few(broken)}')
+        raise WeightsError(f'{where} holds values that are not finite (NaN or infinite) in {own[broken[0]].dtype}: {few(broken)}')
     with torch.no_grad():  # in place: the optimiser may hold the parameters already
         for name, value in values.items():
             own[name].copy_(value)
@@ -98,11 +104,12 @@ def match(net: nn.Module, tensors: Mapping[str, Tensor], where: str = 'a state d
         drop([name for name in given if name.startswith(start)], why)
     norms = {name for name in given if OUTPUT_NORM.fullmatch(name)}
     own_norms = {name for name in own if OUTPUT_NORM.fullmatch(name)}
-    has_head = any(name.startswith('head.') for name in tensors)
+    beside = source.prefix.rpartition('.')[0].rpartition('.')[0]  # of module.backbone.: module
+    has_head = any(name.startswith(f'{beside}.head.' if beside else 'head.') for name in tensors)
     if norms == {'norm3.weight', 'norm3.bias'} and (norms != own_norms or has_head):
         drop(norms, layouts.FINAL_NORM)
         norms = set()
-    drop(sorted(norms - own_norms), 'norm of a map that this network does not emit')
+    drop(sorted(norms - own_norms), 'output norm that this network does not have')
     drop([name for name in given if STAGE.match(name) and int(STAGE.match(name)[1]) >= len(net.stages)],
          'stage after the last that is emitted')
 
@@ -143,6 +150,9 @@ def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tens
     """Path, URL, preset or state dict -> tensors, what to call the source in messages, and its classes if it has any."""
     if isinstance(source, Mapping):
         return reading.find_weights(dict(source), 'the state dict'), 'the state dict', {}
+    if not isinstance(source, (str, Path)):
+        raise WeightsError('source is a path, a URL, a preset or a state dict (of a module: module.state_dict()), not a '
+                           f'{type(source).__name__}')
     source, path = str(source), Path(source)
     where = source
     if source in presets.PRESETS:
@@ -150,7 +160,7 @@ def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tens
         path = presets.fetch(presets.PRESETS[source].source)
     elif re.match(r'https?://', source):
         path = presets.fetch(source)
-    elif not path.exists():
+    elif not os.path.exists(path):
         close = difflib.get_close_matches(source, presets.PRESETS)
         raise WeightsError(f'no weights at {path.absolute()}: expected a path, a URL or a preset'
                            + (f', such as {", ".join(close)}' if close else ''))

@@ -1,6 +1,8 @@
 """The catalogue of published weights, and how they are fetched."""
 import hashlib
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Dict, NamedTuple, Optional, Tuple
 
@@ -9,6 +11,7 @@ from filelock import FileLock  # torch requires it
 from mmengine.logging import print_log
 
 from ..errors import WeightsError
+from .reading import read
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 CLIP = ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
@@ -79,7 +82,7 @@ PRESETS: Dict[str, Preset] = {
 
 def published_sha256(source: str) -> str:
     """The first digits of the file's SHA-256, where its name carries them as torch.hub's convention has it; or ''."""
-    match = re.search(r'-([0-9a-f]{8,64})\.\w+$', source)
+    match = re.search(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$', source.partition('?')[0])  # not a date
     return match[1] if match else ''
 
 
@@ -91,8 +94,9 @@ def fetch(source: str) -> Path:
     """
     is_url = re.match(r'https?://', source)
     # The name holds the whole source: many hosts serve a file of the same name.
-    name = f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{source.rpartition("/")[2]}'
-    path = Path(torch.hub.get_dir(), 'checkpoints', name if is_url else f'{name}.safetensors')
+    basename = source.partition('?')[0].rpartition('/')[2][-100:]
+    name = f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{basename}' + ('' if is_url else '.safetensors')
+    path = Path(torch.hub.get_dir(), 'checkpoints', name)
     if not path.is_file():
         url = source if is_url else f'https://huggingface.co/{source}/resolve/main/model.safetensors'
         try:
@@ -100,11 +104,9 @@ def fetch(source: str) -> Path:
             with FileLock(f'{path}.lock'):  # the processes of a distributed run share one download
                 if not path.is_file():
                     print_log(f'fetching {url} to {path}', logger='current')
-                    if is_url:
-                        # to a temporary file that is moved when whole; starts again if interrupted
-                        torch.hub.download_url_to_file(url, str(path), published_sha256(url) or None)
-                    else:
+                    if not is_url:
                         return _from_hub(source)
+                    _download(url, path)
         except Exception as error:  # of urllib, requests or the hub; a wrong hash is a RuntimeError
             raise WeightsError(
                 f'could not fetch {url}: {error or type(error).__name__}\nFetch it elsewhere and put it at {path}, or '
@@ -119,6 +121,20 @@ def fetch(source: str) -> Path:
             raise WeightsError(f'{path} is damaged: its SHA-256 starts {digest.hexdigest()[:len(sha256)]}, published is '
                                f'{sha256}. Delete it to fetch it again')
     return path
+
+
+def _download(url: str, path: Path) -> None:
+    """Whole, readable and of the published SHA-256, or not at all. torch.hub does not notice a connection cut short."""
+    unfinished = path.with_name(f'{path.name}.unfinished')
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)  # seconds without a byte
+    try:
+        torch.hub.download_url_to_file(url, str(unfinished), published_sha256(url) or None)
+        read(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        socket.setdefaulttimeout(timeout)
+        unfinished.unlink(missing_ok=True)
 
 
 def _from_hub(repository: str) -> Path:

@@ -8,7 +8,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Dict, Mapping, NamedTuple, Tuple
+from typing import Dict, Mapping, Tuple
 
 import torch
 from torch import Tensor
@@ -22,13 +22,13 @@ DTYPES = {
     f'torch.{name}Storage': dtype for name, dtype in (
         ('Double', torch.float64), ('Float', torch.float32), ('Half', torch.float16), ('BFloat16', torch.bfloat16),
         ('Long', torch.int64), ('Int', torch.int32), ('Short', torch.int16), ('Char', torch.int8), ('Byte', torch.uint8),
-        ('Bool', torch.bool))}
+        ('Bool', torch.bool), ('ComplexFloat', torch.complex64), ('ComplexDouble', torch.complex128))}
 
 
-class Placeholder:
-    """Stands for any class or function that a file names: takes what it is called or filled with, and does nothing."""
-
-    origin = 'an object'
+class _Inert:
+    """Takes what a file calls it with or fills it with, and does nothing. Neither instances nor the classes themselves
+    get attributes from a file, and all are hashed by identity: the hash of a structure may take for ever."""
+    __slots__ = ()
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -42,52 +42,91 @@ class Placeholder:
     __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
-class _PlainDict(dict):
-    """What an OrderedDict is read as. Attributes that a file wants to set on it are ignored."""
+class Placeholder(_Inert):
+    """Stands for any class or function that is not known here."""
+    __slots__ = ()
+    origin = 'an object'
 
-    def __setstate__(self, state):
+
+class _PlainDict(dict):
+    """What an OrderedDict is read as."""
+    __slots__ = ()
+
+    def __init__(self):  # torch fills it item by item; a copy of a large one costs a file next to nothing
+        pass
+
+    def __setstate__(self, state=None):
         pass
 
 
-class _Storage(NamedTuple):
-    dtype: torch.dtype
-    key: str
-    numel: int
+class _Storage(_Inert):
+    __slots__ = ('dtype', 'key', 'numel')
+
+    def __init__(self, dtype, key, numel):
+        self.dtype, self.key, self.numel = dtype, key, numel
+
+    @property
+    def nbytes(self):
+        return self.numel * torch.empty(0, dtype=self.dtype).element_size()
 
 
-class _Tensor(NamedTuple):
+class _Tensor(_Inert):
     """A tensor of the file that has not been read yet: optimiser states never are."""
-    storage: _Storage
-    offset: int
-    shape: Tuple[int, ...]
-    strides: Tuple[int, ...]
+    __slots__ = ('storage', 'offset', 'shape', 'strides')
+
+    def __init__(self, storage=None, offset=None, shape=None, strides=None, *rest):
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+
+    def lay_over(self, elements: Tensor, dense: bool) -> Tensor:
+        """The tensor over its storage's elements. Raises ValueError where it does not fit them, or is not ``dense``:
+        each element once, in whatever order."""
+        numbers = (self.offset, *self.shape, *self.strides)
+        if len(self.shape) != len(self.strides) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError('a tensor has a shape that is none')
+        steps = sorted((stride, size) for stride, size in zip(self.strides, self.shape) if size != 1)
+        if 0 in self.shape:
+            return elements.new_empty(self.shape)
+        if self.offset + sum(stride * (size - 1) for stride, size in steps) >= len(elements):
+            raise ValueError('a tensor does not fit its data')
+        expected = 1
+        for stride, size in steps:
+            if dense and stride != expected:
+                raise ValueError('a tensor is a view of a part of its data, or its strides are damaged')
+            expected *= size
+        return elements.as_strided(tuple(self.shape), tuple(self.strides), self.offset)
 
 
-def _note_tensor(storage=None, offset=None, shape=None, strides=None, *rest):
-    return _Tensor(storage, offset, shape, strides) if isinstance(storage, _Storage) else Placeholder()
+class _Parameter(_Inert):
+    """Gives the tensor that it is called with."""
+    __slots__ = ()
+
+    def __new__(cls, data=None, *rest):
+        return data
 
 
 class _Tuple(tuple):
-    """Hashed by identity: the hash of nested tuples, each twice the one before, would never end."""
+    __slots__ = ()
     __hash__ = object.__hash__
 
 
 class _Unpickler(pickle._Unpickler):  # Python's: the C one allocates whatever memo index a damaged file names
-    allowed = {
-        ('collections', 'OrderedDict'): _PlainDict,
-        ('torch._utils', '_rebuild_tensor_v2'): _note_tensor,
-        ('torch._utils', '_rebuild_parameter'): lambda data=None, *rest: data,
-    }
-
     dispatch = dict(pickle._Unpickler.dispatch)
     del dispatch[pickle.BYTEARRAY8[0]]  # likewise; torch.save never writes it
 
     def __init__(self, file):
         super().__init__(file, encoding='utf-8')
         self.storages = {}
+        self.known = {
+            ('collections', 'OrderedDict'): _PlainDict,
+            ('torch._utils', '_rebuild_tensor_v2'): _Tensor,
+            ('torch._utils', '_rebuild_parameter'): _Parameter,
+            ('torch._utils', '_rebuild_parameter_with_state'): _Parameter,
+        }
 
     def find_class(self, module, name):
-        return self.allowed.get((module, name)) or type('Placeholder', (Placeholder,), dict(origin=f'{module}.{name}'))
+        if (module, name) not in self.known:
+            self.known[module, name] = type('Placeholder', (Placeholder,), dict(__slots__=(), origin=f'{module}.{name}'))
+        return self.known[module, name]
 
     def get_extension(self, code):
         raise pickle.UnpicklingError('it names a class by number')
@@ -96,10 +135,10 @@ class _Unpickler(pickle._Unpickler):  # Python's: the C one allocates whatever m
         if reference[0] != 'storage' or len(reference) > 5 and reference[5] is not None:
             return Placeholder  # the class, since modules of old files are instantiated
         kind, key, _, numel = reference[1:5]
-        dtype = DTYPES.get(getattr(kind, 'origin', ''))
-        if dtype is None or type(key) not in (str, int) or type(numel) is not int or numel < 0:
+        known = isinstance(kind, type) and issubclass(kind, Placeholder) and kind.origin in DTYPES
+        if not known or type(key) not in (str, int) or type(numel) is not int or numel < 0:
             return Placeholder
-        return self.storages.setdefault(str(key), _Storage(dtype, str(key), numel))
+        return self.storages.setdefault(str(key), _Storage(DTYPES[kind.origin], str(key), numel))
 
     def _identity_hash(load):
         def load_tuple(self):
@@ -150,7 +189,7 @@ def find_weights(content: object, where: str) -> Dict[str, Tensor]:
     inside = f'{where}, under {".".join(path)},' if path else where
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise WeightsError(f'{inside} holds {_kind(content)}, expected a dict of names and tensors')
-    others = [f'{name} ({_kind(value)})' for name, value in content.items() if not isinstance(value, (Tensor, _Tensor))]
+    others = [f'{name} ({_kind(value)})' for name, value in content.items() if not _is_plain_tensor(value)]
     if others:
         raise WeightsError(f'{inside} holds entries that are no tensors: {", ".join(others[:3])}. Weights are looked for '
                            f'at the top level and under {", ".join(WRAPPERS)}')
@@ -187,7 +226,8 @@ def _read_zip(path, file):
             with archive.open(pickles[0]) as pickled:
                 content = _Unpickler(pickled).load()
             weights = find_weights(content, str(path))
-        return _tensors(weights, file, lambda storage: places[f'{root}data/{storage.key}']), _classes(content)
+        # Sliced and expanded tensors are as good as others where a checksum vouches for their strides.
+        return _tensors(weights, file, lambda storage: places[f'{root}data/{storage.key}'], dense=False), _classes(content)
     except (WeightsError, OSError):
         raise
     except Exception as error:  # there is no end to what damage turns instructions into
@@ -209,11 +249,11 @@ def _read_legacy(path, file):
             storage = storages[str(key) if type(key) in (str, int) else None]
             if numel != storage.numel or storage.key in places:
                 raise ValueError(f'storage {storage.key} has another size than announced')
-            places[storage.key] = file.tell(), numel * _itemsize(storage.dtype)
+            places[storage.key] = file.tell(), storage.nbytes
             file.seek(places[storage.key][1], 1)
         if file.tell() != path.stat().st_size:
             raise EOFError('its end is missing')
-        return _tensors(weights, file, lambda storage: places[storage.key]), _classes(content)
+        return _tensors(weights, file, lambda storage: places[storage.key], dense=True), _classes(content)
     except (WeightsError, OSError):
         raise
     except Exception as error:
@@ -233,45 +273,36 @@ def _read_safetensors(path):
         raise _damaged(path, error) from None
 
 
-def _tensors(weights, file, place):
+def _tensors(weights, file, place, dense):
     """Read the storages that ``weights`` refer to, each once, and lay the tensors over them.
 
     ``place(storage)`` is where its data begin in ``file``, and their length in bytes.
     """
-    storages, tensors = {}, {}
-    for name, noted in weights.items():
-        storage, offset, shape, strides = noted
-        if storage not in storages:
+    elements, tensors = {}, {}
+    for name, tensor in weights.items():
+        storage = tensor.storage
+        if storage not in elements:
             start, length = place(storage)
-            if length != storage.numel * _itemsize(storage.dtype):
-                raise ValueError(f'the data of {name} have another size than announced')
+            if length != storage.nbytes:
+                raise ValueError(f'the data of {name[:200]} have another size than announced')
             content = bytearray(length)
             file.seek(start)
             if file.readinto(content) != length:
-                raise EOFError(f'the data of {name} end early')
-            storages[storage] = (torch.frombuffer(content, dtype=storage.dtype) if content
+                raise EOFError(f'the data of {name[:200]} end early')
+            elements[storage] = (torch.frombuffer(content, dtype=storage.dtype) if content
                                  else torch.empty(0, dtype=storage.dtype))
-        if not _fits(storage.numel, offset, shape, strides):
-            raise ValueError(f'{name} has a shape or strides that do not fit its data')
-        tensors[name] = storages[storage].as_strided(tuple(shape), tuple(strides), offset)
+        try:
+            tensors[name] = tensor.lay_over(elements[storage], dense)
+        except ValueError as error:
+            raise ValueError(f'{name[:200]}: {error}') from None
     return tensors
 
 
-def _fits(numel, offset, shape, strides):
-    """Within the storage, and each element once: a damaged stride would read the wrong ones within bounds, unseen."""
-    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) != len(strides) \
-            or not all(type(number) is int and number >= 0 for number in (offset, *shape, *strides)):
-        return False
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape) if size != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return offset + expected <= numel
-
-
-def _itemsize(dtype):
-    return torch.empty(0, dtype=dtype).element_size()
+def _is_plain_tensor(value):
+    if isinstance(value, Tensor):
+        return value.layout is torch.strided and not value.is_quantized and not value.is_nested
+    return isinstance(value, _Tensor) and isinstance(value.storage, _Storage) \
+        and isinstance(value.shape, tuple) and isinstance(value.strides, tuple)
 
 
 def _damaged(path, error):
@@ -281,7 +312,7 @@ def _damaged(path, error):
 
 
 def _kind(value):
-    return getattr(value, 'origin', None) or f'a {type(value).__name__}'
+    return value.origin if isinstance(value, Placeholder) else f'a {type(value).__name__}'
 
 
 def _looks_like(head: bytes) -> str:
