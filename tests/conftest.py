@@ -84,6 +84,13 @@ def real_data(real_data_root):
     return find
 
 
+@pytest.fixture
+def photo(real_data_root, scenes):
+    """A COCO image where the real data are there, else a generated one."""
+    folder = real_data_root / 'coco_tiny' / 'val2017'
+    return sorted((folder if folder.is_dir() else scenes / 'coco').rglob('*.jpg'))[0]
+
+
 def randomise(net):
     """Every parameter at random: with layer scale at 1e-6 or GRN at 0 the blocks would add little and any bug pass."""
     with torch.no_grad():

@@ -15,6 +15,8 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default
 from mmengine.structures import PixelData
 from PIL import Image
 
+from convnext_dense import PRESETS
+from convnext_dense.architectures import get_architecture
 
 def load(path):
     cfg = Config.fromfile(ROOT / path)
@@ -23,40 +25,79 @@ def load(path):
     return cfg
 
 
-def batch(cfg, size=128):
-    """Images (2, 3, size, size) uint8 with two instances, or with a label map, as the dataloaders hand them over."""
-    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in range(2)]
+def batch(cfg, photo, size=128):
+    """A photo and its mirror image, (3, size, size) uint8, with two instances, or with a label map, as the dataloaders
+    hand them over."""
+    image = torch.from_numpy(np.array(Image.open(photo).convert('RGB').resize((size, size)))).permute(2, 0, 1)
+    images = [image, image.flip(2)]
+    shape = dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1., 1.))
     if cfg.default_scope == 'mmseg':
         from mmseg.structures import SegDataSample
-        samples = [SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size))) for _ in images]
+        samples = [SegDataSample(metainfo=shape) for _ in images]
         for sample in samples:
             sample.gt_sem_seg = PixelData(data=torch.randint(0, cfg.model.decode_head.num_classes, (1, size, size)))
     else:
         from mmdet.testing import demo_mm_inputs
-        packed = demo_mm_inputs(2, [[3, size, size]] * 2, num_items=[2, 2], with_mask=True,
-                                num_classes=cfg.model.roi_head.bbox_head.num_classes)
-        samples = packed['data_samples']
+        samples = demo_mm_inputs(2, [[3, size, size]] * 2, num_items=[2, 2], with_mask=True, num_classes=3)['data_samples']
+        for sample in samples:
+            sample.set_metainfo(shape)
     return dict(inputs=images, data_samples=samples)
 
 
+def reduced(cfg):
+    """One block a stage and small heads: what the config wires together stays as it is."""
+    model = cfg.model
+    arch = get_architecture(model.backbone.arch)
+    model.backbone.arch = arch._replace(depths=(1, 1, 1, 1))._asdict()
+    if 'size' in model.data_preprocessor:
+        model.data_preprocessor.size = (128, 128)  # the crop
+    if model.data_preprocessor.get('batch_augments'):
+        model.data_preprocessor.batch_augments[0].size = (256, 256)
+    if 'roi_head' in model:
+        heads = model.roi_head.bbox_head if isinstance(model.roi_head.bbox_head, list) else [model.roi_head.bbox_head]
+        for head in heads:
+            head.update({key: 32 for key in ('fc_out_channels', 'conv_out_channels') if key in head})
+        model.test_cfg.rpn.max_per_img = model.train_cfg.rpn_proposal.max_per_img = 50
+    if model.type == 'DINO':
+        model.num_queries = 50
+        model.encoder.num_layers = model.decoder.num_layers = 1
+    if 'decode_head' in model:
+        model.decode_head.channels = min(64, model.decode_head.channels)
+        if model.test_cfg.mode == 'slide':
+            model.test_cfg.update(crop_size=(96, 96), stride=(64, 64))
+    return cfg
+
+
 @pytest.mark.parametrize('path', ALL_CONFIGS)
-def test_config_dumps_builds_and_runs(path, tmp_path):
+def test_config_dumps_builds_and_runs(path, tmp_path, photo):
     cfg = load(path)
     cfg.dump(tmp_path / 'dumped.py')
-    dumped = load(tmp_path / 'dumped.py')
-    assert dumped.model == cfg.model and dumped.optim_wrapper == cfg.optim_wrapper
+    assert load(tmp_path / 'dumped.py')._cfg_dict == cfg._cfg_dict
     for split in ('train', 'val', 'test'):
         for transform in cfg[f'{split}_dataloader'].dataset.pipeline:
             TRANSFORMS.build(copy.deepcopy(transform))
-    if 'size' in cfg.model.data_preprocessor:
-        cfg.model.data_preprocessor.size = (128, 128)  # the crop, for speed
-    model = revert_sync_batchnorm(MODELS.build(cfg.model).train())
-    data = model.data_preprocessor(batch(cfg), training=True)
-    losses = model(**data, mode='loss')
-    loss, _ = model.parse_losses(losses)
+    with torch.device('meta'):
+        full = MODELS.build(copy.deepcopy(cfg.model))  # at its full size
+        assert full.backbone.architecture == get_architecture(cfg.model.backbone.arch)
+    model = revert_sync_batchnorm(MODELS.build(reduced(cfg).model).train())
+    data = model.data_preprocessor(batch(cfg, photo), training=True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
     assert torch.isfinite(loss)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # find_unused_parameters=False
+    with torch.no_grad():
+        prediction = model.eval().test_step(batch(cfg, photo))[0]
+    if cfg.default_scope == 'mmseg':
+        assert prediction.pred_sem_seg.data.shape == (1, 128, 128)
+    else:
+        assert prediction.pred_instances.bboxes.shape[1] == 4
+
+
+def test_full_and_empty_weights_of_every_config_are_known_presets():
+    for path in ALL_CONFIGS:
+        if 'demo' not in path:
+            backbone = Config.fromfile(ROOT / path).model.backbone
+            assert PRESETS[backbone.init_cfg.checkpoint].arch == backbone.arch, path
 
 
 @pytest.mark.parametrize('path', [p for p in ALL_CONFIGS if 'demo' not in p])
@@ -82,13 +123,13 @@ def get(cfg, path):
 COCO_VALUES = {
     'model.backbone.arch': 'tiny', 'model.backbone.drop_path_rate': .4, 'model.backbone.layer_scale_init_value': 1.,
     'model.backbone.out_indices': (0, 1, 2, 3),
-    'model.backbone.init_cfg.checkpoint': 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth',
+    'model.backbone.init_cfg.checkpoint': 'tiny_in1k',
     'model.neck': dict(type='FPN', in_channels=[96, 192, 384, 768], out_channels=256, num_outs=5),
     'model.data_preprocessor.mean': [123.675, 116.28, 103.53], 'model.data_preprocessor.std': [58.395, 57.12, 57.375],
     'model.data_preprocessor.bgr_to_rgb': True, 'model.data_preprocessor.pad_size_divisor': 32,
     'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.optimizer': dict(
         type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05),
-    'optim_wrapper.paramwise_cfg': dict(decay_type='layer_wise', decay_rate=.95, num_layers=6),
+    'optim_wrapper.paramwise_cfg': dict(decay_type='layer_wise', decay_rate=.95),
     'train_cfg.max_epochs': 36, 'param_scheduler.1.milestones': [27, 33], 'param_scheduler.1.gamma': .1,
     'train_dataloader.batch_size': 2, 'auto_scale_lr.base_batch_size': 16,
     'model.test_cfg.rcnn.score_thr': .05, 'model.test_cfg.rcnn.max_per_img': 100,
@@ -106,7 +147,7 @@ COCO_VALUES = {
 }
 ADE_VALUES = {
     'model.backbone.arch': 'tiny', 'model.backbone.drop_path_rate': .4, 'model.backbone.layer_scale_init_value': 1.,
-    'model.backbone.init_cfg.checkpoint': 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth',
+    'model.backbone.init_cfg.checkpoint': 'tiny_in1k',
     'model.decode_head.in_channels': [96, 192, 384, 768], 'model.decode_head.channels': 512,
     'model.decode_head.pool_scales': (1, 2, 3, 6), 'model.decode_head.dropout_ratio': .1,
     'model.decode_head.num_classes': 150, 'model.decode_head.align_corners': False,
@@ -118,7 +159,7 @@ ADE_VALUES = {
     'model.data_preprocessor.size': (512, 512), 'model.data_preprocessor.seg_pad_val': 255,
     'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.optimizer': dict(
         type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05),
-    'optim_wrapper.paramwise_cfg': dict(decay_type='stage_wise', decay_rate=.9, num_layers=6),
+    'optim_wrapper.paramwise_cfg': dict(decay_type='stage_wise', decay_rate=.9),
     'train_cfg.max_iters': 160000, 'train_dataloader.batch_size': 2,
     'train_dataloader.dataset.pipeline.2': dict(
         type='RandomResize', scale=(2048, 512), ratio_range=(.5, 2.), keep_ratio=True),
@@ -147,7 +188,8 @@ def flat(value, path=''):
 
 
 BACKBONE = {f'.model.backbone.{key}' for key in ('type', 'gap_before_final_norm', 'init_cfg.checkpoint',
-                                                 'init_cfg.prefix')} | {'.optim_wrapper.constructor'}
+                                                 'init_cfg.prefix')} | {
+                                                     '.optim_wrapper.constructor', '.optim_wrapper.paramwise_cfg.num_layers'}
 
 
 @pytest.mark.parametrize('ours, framework, theirs, differ', [

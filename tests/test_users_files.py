@@ -23,13 +23,6 @@ ZOO = {
 }
 
 
-@pytest.fixture
-def photo(real_data_root, scenes):
-    """A COCO image where the real data are there, else a generated one."""
-    folder = real_data_root / 'coco_tiny' / 'val2017'
-    return sorted((folder if folder.is_dir() else scenes / 'coco').rglob('*.jpg'))[0]
-
-
 def normalised(photo):
     image = np.asarray(Image.open(photo).convert('RGB').resize((320, 224)), dtype=np.float32)
     return torch.from_numpy((image - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]).float().permute(2, 0, 1)[None]
