@@ -8,6 +8,7 @@ What is published stands in the JSON; parameters, FLOPs, weights and licences ar
 import argparse
 import json
 from pathlib import Path
+from typing import Mapping, Optional
 
 from mmengine.config import Config
 
@@ -24,29 +25,32 @@ TASKS = {
 }
 
 
-def table(task: str) -> str:
-    """The page of one folder."""
+def table(task: str, known: Optional[Mapping[str, str]] = None) -> str:
+    """The page of one folder. ``known`` has the two counts of configs that are not to be counted again."""
     published = json.loads((ROOT / 'configs' / 'published.json').read_text())
     title, metrics, caption = TASKS[task]
-    lines = [f'# {title}', '', f'{caption} Written by `tools/make_tables.py`; nothing in it was trained here. "Published" '
-             'counts stand in brackets where they differ from ours by the last printed digit or more.', '',
+    lines = [f'# {title}', '', f'{caption} Written by `tools/make_tables.py`; nothing in it was trained here. Parameters '
+             'and FLOPs are counted by us; a published figure that differs from ours in its last digit would stand beside.', '',
              f'| config | {" | ".join(metrics.values())} | parameters, M | FLOPs, G | weights | licence | status |',
              '|---' * (6 + len(metrics)) + '|']
     for path in sorted((ROOT / 'configs' / task).glob('*.py')):
         cfg, row = Config.fromfile(path), published[path.stem]
-        side = cfg.get('crop_size', (512,))[0]
-        costs = count(cfg, (800, 1280) if task == 'coco' else (side, 4 * side))
-        parameters, macs = (sum(column) / scale for column, scale in zip(zip(*costs.values()), (1e6, 1e9)))
+        counts = (known or {}).get(path.stem) or ' | '.join(counted(cfg, task, row))
         weights = cfg.model.backbone.init_cfg.checkpoint
         cells = [f'[{path.stem}]({path.name})', *(str(row.get(metric, '')) for metric in metrics),
-                 counted(parameters, row.get('parameters_m')), counted(macs, row.get('flops_g')), f'`{weights}`',
+                 counts, f'`{weights}`',
                  PRESETS[weights].licence, row['status']]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
 
-def counted(value, published):
-    return f'{value:.0f}' + (f' (published: {published})' if published not in (None, round(value)) else '')
+def counted(cfg, task, row):
+    """Millions of parameters and GFLOPs, with the published ones where they differ."""
+    side = cfg.get('crop_size', (512,))[0]
+    costs = count(cfg, (800, 1280) if task == 'coco' else (side, 4 * side))
+    for column, scale, published in zip(zip(*costs.values()), (1e6, 1e9), (row.get('parameters_m'), row.get('flops_g'))):
+        value = round(sum(column) / scale)
+        yield f'{value}' + (f' (published: {published})' if published not in (None, value) else '')
 
 
 def main():
