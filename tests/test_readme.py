@@ -53,6 +53,15 @@ def test_weights_example_reports_what_it_promises(tmp_path, monkeypatch, capsys)
     assert promised in capsys.readouterr().out
 
 
+def test_figures_of_a_config(tmp_path):
+    flops, groups = ([ROOT / a if '/' in a else a for a in command[1:]] for command in COMMANDS
+                     if re.search('get_flops|show_param_groups', command[-2]))
+    counted = run(*flops, cwd=tmp_path)
+    assert '262.11' in counted and '1000 boxes' in counted
+    assert '0.6983' in run(*groups, cwd=tmp_path)  # of the stem
+    assert next(tmp_path.glob('*_param_groups.png')).stat().st_size > 10_000
+
+
 def test_conversions_run_one_after_the_other(tmp_path):
     zoo = {f'backbone.{name}': value for name, value in ConvNeXt('atto').state_dict().items()}
     torch.save(dict(state_dict=convert(zoo, 'mmpretrain').tensors, meta={}), tmp_path / 'zoo_detector.pth')
@@ -62,7 +71,7 @@ def test_conversions_run_one_after_the_other(tmp_path):
     assert (tmp_path / 'timm.safetensors').exists()
 
 
-@pytest.mark.parametrize('command', [c for c in COMMANDS if 'configs/' in ' '.join(c)], ids=' '.join)
+@pytest.mark.parametrize('command', [c for c in COMMANDS if re.search('tools/(train|test).py', ' '.join(c))], ids=' '.join)
 def test_tool_commands_get_as_far_as_the_data(command, tmp_path, exits, monkeypatch):
     """From an empty folder, so that no data are found: tool, config and arguments are all read before that."""
     launched_with, arguments = command[0], command[1:]

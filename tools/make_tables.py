@@ -34,6 +34,8 @@ def table(task: str, known: Optional[Mapping[str, str]] = None) -> str:
              f'| config | {" | ".join(metrics.values())} | parameters, M | FLOPs, G | weights | licence | status |',
              '|---' * (6 + len(metrics)) + '|']
     for path in sorted((ROOT / 'configs' / task).glob('*.py')):
+        if '_own' in path.stem:  # for data of one's own: nothing is published of them
+            continue
         cfg, row = Config.fromfile(path), published[path.stem]
         counts = (known or {}).get(path.stem) or ' | '.join(counted(cfg, task, row))
         weights = cfg.model.backbone.init_cfg.checkpoint
