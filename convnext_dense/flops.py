@@ -8,6 +8,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .errors import ConfigError
+
 BOXES, MASKS = 1000, 100  # through the box and mask heads, as the published figures of two-stage detectors count
 
 
@@ -46,24 +48,38 @@ def count(cfg: Config, size: Tuple[int, int]) -> Dict[str, Cost]:
     (deformable attention) runs on the CPU instead.
 
     Returns:
-        Part of the model -> cost, in the order of the model. What is used in training alone counts parameters only.
+        Part of the model -> cost, in the order of the model. Of what is used in training alone, and of heads of their own
+        kind beside the box and mask heads (grid, point), only parameters are counted.
+
+    Raises:
+        ConfigError: the model cannot be run so.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    for device in ('meta', 'cpu'):
-        with torch.device(device):
-            model = MODELS.build(_without_init(cfg.model)).to(device).eval()
+    # What reads values (deformable attention, say) needs real ones, and what has no raw outputs has to predict.
+    for device, mode in (('meta', 'tensor'), ('meta', 'predict'), ('cpu', 'tensor'), ('cpu', 'predict')):
         try:
-            return _count(model, torch.zeros(1, 3, *size, device=device))
-        except (RuntimeError, NotImplementedError):
-            if device == 'cpu':
-                raise
+            return _count(_build(cfg.model, device), torch.zeros(1, 3, *size, device=device), mode)
+        except Exception as error:
+            reason = error
+    raise ConfigError(f'{cfg.model.type} does not run on an image of {size[0]} x {size[1]} zeros: {reason}') from reason
 
 
-def _count(model: nn.Module, image: torch.Tensor) -> Dict[str, Cost]:
+def _build(model: dict, device: str) -> nn.Module:
+    try:
+        with torch.device(device):
+            built = MODELS.build(_without_init(model))
+    except RuntimeError:  # reads values while it is built
+        built = MODELS.build(_without_init(model)).to(device)
+    return built.requires_grad_(False).eval()
+
+
+def _count(model: nn.Module, image: torch.Tensor, mode: str) -> Dict[str, Cost]:
     parts = {}
     for name, child in model.named_children():
-        heads = name == 'roi_head'
-        parts.update({f'{name}.{inner}': module for inner, module in child.named_children()} if heads else {name: child})
+        if name == 'roi_head':
+            parts.update({f'{name}.{inner}': module for inner, module in child.named_children()})
+        else:
+            parts[name] = child
     costs = {name: Cost(sum(p.numel() for p in part.parameters()), 0) for name, part in parts.items()}
     costs['rest'] = Cost(sum(p.numel() for p in model.parameters()) - sum(cost.parameters for cost in costs.values()), 0)
     counter = Counter()
@@ -72,20 +88,29 @@ def _count(model: nn.Module, image: torch.Tensor) -> Dict[str, Cost]:
             watches.callback(module.register_forward_hook(counter.add_elementwise).remove)
         for name, part in parts.items():
             _watch(part, name, costs, counter, watches)
-        if hasattr(model, 'roi_head'):
-            maps = model.neck(model.backbone(image)) if model.with_neck else model.backbone(image)
-            model.rpn_head(maps)
-            for kind, rois in (('bbox', BOXES), ('mask', MASKS)):
-                heads = getattr(model.roi_head, f'{kind}_head', ())
-                extractor = getattr(model.roi_head, f'{kind}_roi_extractor', None)
-                for i, head in enumerate(heads if isinstance(heads, nn.ModuleList) else [heads] if heads else []):
-                    own = extractor[i] if isinstance(extractor, nn.ModuleList) else extractor
-                    head(image.new_zeros(rois, own.out_channels, *own.roi_layers[0].output_size))
+        if hasattr(model, 'roi_head') and mode == 'tensor':
+            _two_stages(model, image)
         else:
-            model(image, _samples(model, image), mode='tensor')
+            model(image, _samples(model, image), mode=mode)
     costs['rest'] = costs['rest']._replace(
         macs=counter.macs() - sum(cost.macs for name, cost in costs.items() if name != 'rest'))
     return {name: cost for name, cost in costs.items() if any(cost)}
+
+
+def _two_stages(model, image):
+    """The published number of boxes through the heads, whatever the image."""
+    maps = model.extract_feat(image)
+    model.rpn_head(maps)
+    for owner in (model, model.roi_head):
+        if hasattr(owner, 'semantic_head'):
+            owner.semantic_head(maps)
+    for kind, rois in (('bbox', BOXES), ('mask', MASKS)):
+        heads = getattr(model.roi_head, f'{kind}_head', None)
+        extractors = getattr(model.roi_head, f'{kind}_roi_extractor', None)
+        for i, head in enumerate(heads if isinstance(heads, nn.ModuleList) else [heads] if heads else []):
+            own = extractors[i] if isinstance(extractors, nn.ModuleList) else extractors
+            pooled = image.new_zeros(rois, own.out_channels, *own.roi_layers[0].output_size)
+            head(model.roi_head.shared_head(pooled) if model.roi_head.with_shared_head else pooled)
 
 
 def _watch(part, name, costs, counter, watches):

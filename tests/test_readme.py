@@ -53,13 +53,14 @@ def test_weights_example_reports_what_it_promises(tmp_path, monkeypatch, capsys)
     assert promised in capsys.readouterr().out
 
 
-def test_figures_of_a_config(tmp_path):
+def test_figures_of_a_config(tmp_path, exits):
     flops, groups = ([ROOT / a if '/' in a else a for a in command[1:]] for command in COMMANDS
                      if re.search('get_flops|show_param_groups', command[-2]))
     counted = run(*flops, cwd=tmp_path)
     assert '262.11' in counted and '1000 boxes' in counted
     assert '0.6983' in run(*groups, cwd=tmp_path)  # of the stem
     assert next(tmp_path.glob('*_param_groups.png')).stat().st_size > 10_000
+    assert 'no layer-wise decay' in exits(ROOT / 'tools/show_param_groups.py', ROOT / 'configs/coco/dino-4scale_convnext-t-in22k_8xb2-12e_coco.py')
 
 
 def test_conversions_run_one_after_the_other(tmp_path):

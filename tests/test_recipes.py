@@ -1,6 +1,7 @@
 """The recipes against the papers: each number of the official runs, the parameter groups, the learning rates at given
 iterations, the sizes that augmentation draws, the published counts."""
 import copy
+import importlib
 import json
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
-from convnext_dense import PRESETS
+from convnext_dense import PRESETS, ConfigError
 from convnext_dense.flops import count
 
 FB = 'https://dl.fbaipublicfiles.com/convnext/'
@@ -236,6 +237,35 @@ def test_parameters_and_flops_are_the_published_ones(name):
     costs = count(load(name), (800, 1280) if '_coco' in name else (640, 2560) if '640' in name else (512, 2048))
     total = [sum(column) for column in zip(*costs.values())]
     assert round(total[1] / 1e9) == gigaflops and parameters in (None, round(total[0] / 1e6))
+
+
+@pytest.mark.parametrize('framework, name, size, parameters, gigaflops', [
+    ('mmseg', 'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512', (512, 2048), 60, 945),
+    ('mmdet', 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco', (800, 1280), 48, 267),
+    ('mmdet', 'swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco', (800, 1280), 69, 359)])
+def test_counts_of_others_models_are_the_published_ones(framework, name, size, parameters, gigaflops):
+    """Those of the Swin Transformer paper (arXiv 2103.14030) and its repositories."""
+    path = f'{importlib.import_module(framework).__path__[0]}/.mim/configs/{name}.py'
+    total = [sum(column) for column in zip(*count(Config.fromfile(path), size).values())]
+    assert (round(total[0] / 1e6), round(total[1] / 1e9)) == (parameters, gigaflops)
+
+
+@pytest.mark.parametrize('framework, name, parts', [
+    ('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco', {'backbone', 'neck', 'bbox_head'}),
+    ('mmdet', 'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco', {'backbone', 'rpn_head', 'roi_head.shared_head', 'roi_head.bbox_head'}),
+    ('mmdet', 'htc/htc_r50_fpn_1x_coco', {'backbone', 'neck', 'rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head',
+                                          'roi_head.semantic_head'}),
+    ('mmseg', 'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512', {'backbone', 'decode_head'}),
+    ('mmseg', 'point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024', {'backbone', 'neck', 'decode_head'})])
+def test_every_part_of_others_models_is_counted(framework, name, parts):
+    cfg = Config.fromfile(f'{importlib.import_module(framework).__path__[0]}/.mim/configs/{name}.py')
+    costs = count(cfg, (256, 256))
+    assert {part for part, cost in costs.items() if cost.macs} - {'rest'} == parts
+
+
+def test_a_size_that_a_model_cannot_take_is_an_error():
+    with pytest.raises(ConfigError, match='does not run on an image of 16 x 16'):
+        count(load('mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco'), (16, 16))
 
 
 def test_tables_are_what_the_configs_give():

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
+from convnext_dense import ConfigError
 from convnext_dense.flops import BOXES, MASKS, count
 
 
@@ -28,14 +29,20 @@ def main():
             sys.exit(f'no config at {config}')
         cfg = Config.fromfile(config)
         size = tuple(args.size or ((512, 2048) if cfg.get('default_scope') == 'mmseg' else (800, 1280)))
-        parts = count(cfg, size)
+        try:
+            parts = count(cfg, size)
+        except ConfigError as error:
+            print(f'{config}: {error}', file=sys.stderr)
+            continue
         table = Table('part', 'parameters, M', 'FLOPs, G', title=f'{Path(config).stem}, {size[0]} x {size[1]}')
         for name, cost in parts.items():
-            table.add_row(name, f'{cost.parameters / 1e6:.2f}', f'{cost.macs / 1e9:.2f}')
+            table.add_row(name, f'{cost.parameters / 1e6:.2f}', f'{cost.macs / 1e9:.2f}' if cost.macs else '-')
         table.add_row('all', *(f'{sum(row) / scale:.2f}' for row, scale in zip(zip(*parts.values()), (1e6, 1e9))))
         Console(width=None if sys.stdout.isatty() else 120).print(table)
-        if any(name.startswith('roi_head') for name in parts):
+        if 'rpn_head' in parts and parts['rpn_head'].macs:
             print(f'{BOXES} boxes through each box head, {MASKS} through each mask head')
+        if not all(cost.macs for cost in parts.values()):
+            print('-: used in training alone, or a head of its own kind, which is not counted')
 
 
 if __name__ == '__main__':

@@ -16,7 +16,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 from convnext_dense import ConfigError
-from convnext_dense.layer_decay import format_groups
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -30,16 +29,18 @@ def main():
     if not Path(args.config).is_file():
         sys.exit(f'no config at {args.config}')
     cfg = Config.fromfile(args.config)
+    constructor = cfg.get('optim_wrapper', {}).get('constructor')
+    if constructor != 'convnext_dense.LayerDecayOptimWrapperConstructor':
+        sys.exit(f'{args.config} has no layer-wise decay of convnext_dense: its optim_wrapper.constructor is {constructor}')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
-    try:
+    try:  # the constructor prints the table itself
         groups = build_optim_wrapper(model, dict(
-            type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer, paramwise_cfg=cfg.optim_wrapper.paramwise_cfg,
-            constructor=cfg.optim_wrapper.get('constructor', ''))).optimizer.param_groups
-    except (ConfigError, KeyError) as error:
-        sys.exit(f'{args.config} has no layer-wise decay of convnext_dense, or one that is wrong: {error}')
-    print(format_groups(groups))
+            type='OptimWrapper', constructor=constructor, optimizer=cfg.optim_wrapper.optimizer,
+            paramwise_cfg=cfg.optim_wrapper.paramwise_cfg)).optimizer.param_groups
+    except ConfigError as error:
+        sys.exit(f'ConfigError: {error}')
     out = args.out or f'{Path(args.config).stem}_param_groups.png'
     draw(model, groups, Path(args.config).stem).savefig(out, dpi=100)
     print(f'drew {out}')
@@ -58,6 +59,8 @@ def draw(model, groups, title):
     figure, axes = plt.subplots(figsize=(max(6, .28 * len(bars)), 4.5), layout='constrained')
     axes.bar(range(len(bars)), heights, color=colours)
     axes.set_xticks(range(len(bars)), labels, rotation=90, fontsize=7)
+    axes.set_yscale('log')
+    axes.set_ylim(bottom=min(heights) / 2)
     axes.set_ylabel('learning rate after warm-up')
     axes.set_title(title, fontsize=9)
     return figure
