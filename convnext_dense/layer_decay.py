@@ -150,7 +150,8 @@ def format_groups(groups: List[dict]) -> str:
         layer, kind, custom = re.fullmatch(r'layer_(\d+)_(no_decay|decay)_?(.*)', group['group_name']).groups()
         row = layers.setdefault((int(layer), custom), Counter(lr=group['lr'], lr_scale=group['lr_scale']))
         row[kind] += len(group['params'])
-    lines = [f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}']
+    lines = ['(tensors with and without weight decay; layer 0 is the stem, the last the heads)',
+             f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}']
     lines += [f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} {row["no_decay"]:>5}  {custom}'.rstrip()
               for (layer, custom), row in sorted(layers.items())]
     return '\n'.join(lines)

@@ -398,6 +398,7 @@ def test_hub_that_cannot_be_reached_says_where_to_put_the_file(tmp_path, monkeyp
         load_weights(ConvNeXt('tiny'), 'tiny_dinov3')
     asked_for = re.search(r'put it at (\S+),', str(refused.value))[1]
     save_file(timm.create_model('convnext_tiny', num_classes=0).state_dict(), asked_for)
+    load_weights(ConvNeXt('tiny'), 'timm/convnext_tiny.dinov3_lvd1689m')  # as --list shows it
     report = load_weights(ConvNeXt('tiny'), 'tiny_dinov3')
     assert set(report.dropped) == {'head.norm.weight', 'head.norm.bias'}
 
@@ -539,7 +540,14 @@ def test_convert_weights_tool(tmp_path, exits):
     output = run('tools/convert_weights.py', tmp_path / 'mine.pth', tmp_path / 'theirs.safetensors', '--to', 'timm')
     assert "official, ConvNeXt 'v2_atto': 144 tensors of the backbone, 2 of neck and heads" in output
     assert 'backbone.stages.0.blocks.0.conv_dw.weight' in convert(tmp_path / 'theirs.safetensors', 'timm').tensors
+    alone = convert(tmp_path / 'mine.pth', 'timm', backbone_only=True)
+    timm.create_model('convnextv2_atto', num_classes=0).load_state_dict(
+        {name: value for name, value in alone.tensors.items() if not name.startswith('norm')}, strict=False)
+    assert {name for name in alone.tensors if not name.startswith('norm')} == {
+        name for name in timm.create_model('convnextv2_atto', num_classes=0).state_dict() if not name.startswith('head')}
+    assert {why for why in alone.dropped.values()} == {'outside of backbone'}
     listed = run('tools/convert_weights.py', '--list')
     assert all(name in listed and preset.licence in listed and preset.source in listed for name, preset in PRESETS.items())
     assert 'WeightsError' in exits('tools/convert_weights.py', tmp_path / 'absent.pth')
     assert 'SOURCE is missing' in exits('tools/convert_weights.py')
+    assert 'ends in .pth or .safetensors' in exits('tools/convert_weights.py', 'tiny_in1k', 'out.bin')

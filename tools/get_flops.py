@@ -22,13 +22,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
     parser.add_argument('--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
-                        help='of the image (default: 800 1280 for detectors, 512 2048 for segmentors)')
+                        help='of the image (default, as papers have it: 800 1280 for detectors, the crop by four times the crop for segmentors)')
     args = parser.parse_args()
     for config in args.configs:
         if not Path(config).is_file():
             sys.exit(f'no config at {config}')
         cfg = Config.fromfile(config)
-        size = tuple(args.size or ((512, 2048) if cfg.get('default_scope') == 'mmseg' else (800, 1280)))
+        side = cfg.get('crop_size', (512, 512))[0]
+        size = tuple(args.size or ((side, 4 * side) if cfg.get('default_scope') == 'mmseg' else (800, 1280)))
         try:
             parts = count(cfg, size)
         except ConfigError as error:
@@ -42,7 +43,7 @@ def main():
         if 'rpn_head' in parts and parts['rpn_head'].macs:
             print(f'{BOXES} boxes through each box head, {MASKS} through each mask head')
         if not all(cost.macs for cost in parts.values()):
-            print('-: used in training alone, or a head of its own kind, which is not counted')
+            print('-: not run at test time, only looked up, or a head of its own kind, which is not counted')
 
 
 if __name__ == '__main__':

@@ -43,6 +43,8 @@ def table(task: str, known: Optional[Mapping[str, str]] = None) -> str:
                  counts, f'`{weights}`',
                  PRESETS[weights].licence, row['status']]
         lines.append(f'| {" | ".join(cells)} |')
+    own = ', '.join(f'[{path.stem}]({path.name})' for path in sorted((ROOT / 'configs' / task).glob('*_own*.py')))
+    lines += ['', f'For one GPU and data of your own ([docs/own-data.md](../../docs/own-data.md)): {own}.']
     return '\n'.join(lines) + '\n'
 
 

@@ -30,7 +30,7 @@ class Conversion(NamedTuple):
                 f'tensors of the backbone, {len(self.kept)} of neck and heads as they are; dropped: {dropped}')
 
 
-def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') -> Conversion:
+def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours', backbone_only: bool = False) -> Conversion:
     """Rename the backbone in ``source`` to the names of ``to``, bit for bit.
 
     A detector or segmentor (a backbone below ``backbone.``) keeps its neck and heads as they are: mmdet 2 and 3, and
@@ -40,6 +40,7 @@ def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') ->
     Args:
         source: as for ``load_weights``.
         to: key of ``TARGETS``.
+        backbone_only: without neck, heads and prefix, as timm, torchvision and transformers want it.
 
     Raises:
         WeightsError: the source cannot be read, or a tensor of its backbone is not one of a ConvNeXt in its layout.
@@ -56,9 +57,9 @@ def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours') ->
     if lost:
         raise WeightsError(f'{target.name} has no place for {loading.few(lost)}: what is left would be another network')
     dropped = dict(found.dropped)
-    dropped.update((found.names[name], f'{target.name} has no place for it') for name in without_place)
+    dropped.update((found.names[name], f'no name for it under {to}') for name in without_place)
     kept, prefix = {}, ''
-    if found.prefix == 'backbone.' or found.prefix.endswith('.backbone.'):
+    if not backbone_only and (found.prefix == 'backbone.' or found.prefix.endswith('.backbone.')):
         prefix, parent = 'backbone.', found.prefix[:-len('backbone.')]
         kept = {name[len(parent):]: value for name, value in tensors.items()
                 if name.startswith(parent) and not name.startswith(found.prefix)}

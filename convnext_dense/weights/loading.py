@@ -155,6 +155,7 @@ def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tens
                            f'{type(source).__name__}')
     source, path = str(source), Path(source)
     where = source
+    source = next((name for name, preset in presets.PRESETS.items() if preset.source == source), source)
     if source in presets.PRESETS:
         where = f'preset {source} (licence: {presets.PRESETS[source].licence})'
         path = presets.fetch(presets.PRESETS[source].source)

@@ -98,12 +98,14 @@ def fetch(source: str) -> Path:
     name = f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{basename}' + ('' if is_url else '.safetensors')
     path = Path(torch.hub.get_dir(), 'checkpoints', name)
     if not path.is_file():
+        if not is_url and _in_hub_cache(source):
+            return _in_hub_cache(source)
         url = source if is_url else f'https://huggingface.co/{source}/resolve/main/model.safetensors'
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f'{path}.lock'):  # the processes of a distributed run share one download
                 if not path.is_file():
-                    print_log(f'fetching {url} to {path}', logger='current')
+                    print_log(f'fetching {url}', logger='current')
                     if not is_url:
                         return _from_hub(source)
                     _download(url, path)
@@ -135,6 +137,15 @@ def _download(url: str, path: Path) -> None:
     finally:
         socket.setdefaulttimeout(timeout)
         unfinished.unlink(missing_ok=True)
+
+
+def _in_hub_cache(repository: str) -> Optional[Path]:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ModuleNotFoundError:
+        return None
+    cached = try_to_load_from_cache(repository, 'model.safetensors')
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _from_hub(repository: str) -> Path:

@@ -161,7 +161,7 @@ def read(path: Path) -> Tuple[Dict[str, Tensor], dict]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise WeightsError(f'{path} cannot be read: it is no file')
+            raise WeightsError(f'{path} cannot be read: it is no file; of a folder name the file in it, model.safetensors or so')
         with open(path, 'rb') as file:
             head = file.read(200)
             if head.startswith(b'PK\x03\x04'):
@@ -188,7 +188,8 @@ def find_weights(content: object, where: str) -> Dict[str, Tensor]:
         content = content[inside[0]]
     inside = f'{where}, under {".".join(path)},' if path else where
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
-        raise WeightsError(f'{inside} holds {_kind(content)}, expected a dict of names and tensors')
+        raise WeightsError(f'{inside} holds {_kind(content)}, expected a dict of names and tensors. Of a '
+                           'module that was saved whole save state_dict() instead')
     others = [f'{name} ({_kind(value)})' for name, value in content.items() if not _is_plain_tensor(value)]
     if others:
         raise WeightsError(f'{inside} holds entries that are no tensors: {", ".join(others[:3])}. Weights are looked for '
