@@ -6,7 +6,6 @@ import random
 import signal
 import string
 import sys
-import warnings
 from collections import Counter
 
 import pytest

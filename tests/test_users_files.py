@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from timm.models.convnext import checkpoint_filter_fn
 
-from convnext_dense import ConvNeXt, load_weights
+from convnext_dense import ConvNeXt
 
 ZOO = {
     'mask-rcnn': (mmdet, 'convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py', COCO_T),
