@@ -98,8 +98,9 @@ def fetch(source: str) -> Path:
     name = f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{basename}' + ('' if is_url else '.safetensors')
     path = Path(torch.hub.get_dir(), 'checkpoints', name)
     if not path.is_file():
-        if not is_url and _in_hub_cache(source):
-            return _in_hub_cache(source)
+        cached = None if is_url else _in_hub_cache(source)
+        if cached:
+            return cached
         url = source if is_url else f'https://huggingface.co/{source}/resolve/main/model.safetensors'
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
