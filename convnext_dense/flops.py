@@ -4,10 +4,11 @@ from typing import Dict, NamedTuple, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .building import build
 from .errors import ConfigError
 
 BOXES, MASKS = 1000, 100  # through the box and mask heads, as the published figures of two-stage detectors count
@@ -58,19 +59,10 @@ def count(cfg: Config, size: Tuple[int, int]) -> Dict[str, Cost]:
     # What reads values (deformable attention, say) needs real ones, and what has no raw outputs has to predict.
     for device, mode in (('meta', 'tensor'), ('meta', 'predict'), ('cpu', 'tensor'), ('cpu', 'predict')):
         try:
-            return _count(_build(cfg.model, device), torch.zeros(1, 3, *size, device=device), mode)
+            return _count(build(cfg.model, device).requires_grad_(False), torch.zeros(1, 3, *size, device=device), mode)
         except Exception as error:
             reason = error
     raise ConfigError(f'{cfg.model.type} does not run on an image of {size[0]} x {size[1]} zeros: {reason}') from reason
-
-
-def _build(model: dict, device: str) -> nn.Module:
-    try:
-        with torch.device(device):
-            built = MODELS.build(_without_init(model))
-    except RuntimeError:  # reads values while it is built
-        built = MODELS.build(_without_init(model)).to(device)
-    return built.requires_grad_(False).eval()
 
 
 def _count(model: nn.Module, image: torch.Tensor, mode: str) -> Dict[str, Cost]:
@@ -138,10 +130,3 @@ def _samples(model, image):
     else:
         from mmdet.structures import DetDataSample as Sample
     return [Sample(metainfo=shape)]
-
-
-def _without_init(value):
-    """Nothing is fetched."""
-    if isinstance(value, dict):
-        return type(value)({key: _without_init(inner) for key, inner in value.items() if key not in ('init_cfg', 'pretrained')})
-    return [_without_init(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,130 @@
+"""A config as a user names it, and where in it the backbone is."""
+import importlib.util
+from pathlib import Path
+from typing import List, Tuple
+
+from mmengine.config import Config
+
+from ..errors import ConfigError
+
+LIBRARIES = ('mmdet', 'mmseg')
+OLD_CONVNEXT = ('mmpretrain', 'mmcls')  # what the libraries' own ConvNeXt configs import, and often cannot
+
+TOKENS = 'it decodes the tokens of a plain ViT, of one width and stride, which is what its paper proposes'
+BRANCHES = 'the method is the backbone: branches of its own, which its heads and losses are made for'
+RECURSIVE = 'the method is in the backbone: recursive features and switchable atrous convolutions'
+REFUSED = {
+    **dict.fromkeys(('BiSeNetV1', 'BiSeNetV2', 'CGNet', 'DDRNet', 'ERFNet', 'FastSCNN', 'ICNet', 'PIDNet',
+                     'STDCContextPathNet'), BRANCHES),
+    **dict.fromkeys(('DPTHead', 'SegmenterMaskTransformerHead', 'SETRMLAHead', 'SETRUPHead'), TOKENS),
+    **dict.fromkeys(('DetectoRS_ResNet', 'DetectoRS_ResNeXt'), RECURSIVE),
+    'Detectron2Wrapper': 'the model is a config of Detectron2, which is no backbone of MMEngine',
+    'HourglassNet': 'CornerNet and its kin supervise every hourglass of the stack, which are their backbone',
+    'SideAdapterCLIPHead': 'it adapts the frozen image encoder of CLIP, to whose text encoder it belongs',
+    'TridentResNet': 'the method is in the backbone: three branches of one last stage, which its heads merge',
+    'VPD': 'the backbone is a diffusion model, and the text that it is given is part of the method',
+}
+
+
+def find_config(name: str) -> Tuple[Path, str]:
+    """Path of a config, and how another config names it as its base.
+
+    ``name`` is a path, ``mmdet::...`` or ``mmseg::...``, or the file name of a config of theirs without ``.py``.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path, str(path)
+    library, _, rest = name.rpartition('::')
+    for known in [library] if library else LIBRARIES:
+        folder = zoo(known)
+        if folder is None:
+            continue
+        found = [folder / rest] if library else sorted(folder.rglob(f'{path.stem}.py')) if path.parent == Path() else []
+        if found and found[0].is_file():
+            return found[0], f'{known}::{found[0].relative_to(folder).as_posix()}'
+    raise ConfigError(f'no config {name}: expected a path, mmdet::FOLDER/NAME.py, mmseg::FOLDER/NAME.py, or the name of '
+                      'a config of mmdet or mmseg')
+
+
+def zoo(library):
+    spec = importlib.util.find_spec(library)
+    if spec is None or not spec.origin:
+        return None
+    package = Path(spec.origin).parent
+    return next((folder for folder in (package / '.mim' / 'configs', package.parent / 'configs') if folder.is_dir()), None)
+
+
+def read_config(path: Path) -> Config:
+    """Parse a text config and import what it asks for, but for mmpretrain's absence.
+
+    Raises:
+        ConfigError: not a config, a new-style one, or an import of it fails.
+    """
+    try:
+        if Config._is_lazy_import(str(path)):
+            raise ConfigError(
+                f'{path} is a new-style config (read_base, imported types), which a text config cannot inherit from. Export '
+                f'it, then swap the export: python -c "from mmengine.config import Config; '
+                f"Config.fromfile('{path}').dump('exported.py')\"")
+        cfg = Config.fromfile(str(path), import_custom_modules=False)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'{path} is not a config that MMEngine can read: {type(error).__name__}: {error}') from error
+    imports = cfg.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            if name.split('.')[0] not in OLD_CONVNEXT and not imports.get('allow_failed_imports'):
+                raise ConfigError(f'{path}: custom_imports names {name}, which cannot be imported ({type(error).__name__}: '
+                                  f'{error}). If it is a module of yours, put its folder on PYTHONPATH.') from error
+    return cfg
+
+
+def find_owners(cfg: Config) -> List[tuple]:
+    """Paths of the dicts that have the backbone to swap: the one nearest to the top, and its equals beside it.
+
+    Raises:
+        ConfigError: there is none, or the method cannot take another.
+    """
+    model = cfg.get('model')
+    if not isinstance(model, dict) or not isinstance(model.get('type'), str):
+        raise ConfigError('the config has no model with a type: nothing to swap')
+    _refuse(model)
+    found = list(_backbones(model, ('model',)))
+    if not found:
+        raise ConfigError(f'{model.type} has no backbone: nothing to swap')
+    first_path, first = min(found, key=lambda item: len(item[0]))
+    return [path for path, backbone in found if len(path) == len(first_path) and backbone == first]
+
+
+def other_backbones(cfg: Config, owners: List[tuple]) -> List[tuple]:
+    return [path for path, _ in _backbones(cfg.model, ('model',)) if path not in owners]
+
+
+def at(node, path):
+    for key in path:
+        node = node[key]
+    return node
+
+
+def _backbones(node, path):
+    if isinstance(node, dict):
+        if isinstance(node.get('backbone'), dict) and 'type' in node['backbone']:
+            yield path, node['backbone']
+        for key, value in node.items():
+            yield from _backbones(value, path + (key,))
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _backbones(value, path + (i,))
+
+
+def _refuse(node):
+    if isinstance(node, dict):
+        kind = str(node.get('type', '')).rpartition('.')[2]
+        if kind in REFUSED:
+            raise ConfigError(f'{kind} cannot be given another backbone: {REFUSED[kind]}')
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        _refuse(value)

@@ -1,0 +1,65 @@
+"""What a backbone emits and what a neck makes of it, found by running them."""
+from typing import List, NamedTuple, Sequence, Tuple
+
+import torch
+
+from ..architectures import get_architecture
+from ..building import build
+from ..errors import ConfigError
+
+SIDES = dict(meta=512, cpu=256)  # of the image that they are run on, pixels; a backbone made for one size is run on that
+
+
+class Map(NamedTuple):
+    channels: int
+    stride: int  # of the image; 0 for a vector
+
+
+def measure_backbone(cfg: dict) -> List[Map]:
+    """The maps that it emits, in its order.
+
+    Raises:
+        ConfigError: it cannot be built or run.
+    """
+    if cfg.get('type') == 'mmpretrain.ConvNeXt':  # the same network, from a package that often cannot be imported
+        chosen = cfg.get('out_indices', -1)
+        dims = get_architecture(cfg.get('arch', 'tiny')).dims
+        return [Map(dims[i], 4 * 2**(i % 4)) for i in ([chosen] if isinstance(chosen, int) else chosen)]
+    channels = cfg.get('in_channels', 3)
+    own = cfg.get('img_size')
+    own_side = own if isinstance(own, int) or not own else own[0]
+    for device, side in (*SIDES.items(), *(((device, own_side) for device in SIDES) if own else ())):
+        try:
+            with torch.no_grad():
+                outputs = build(cfg, device)(torch.zeros(1, channels, side, side, device=device))
+            return [_map(output, side) for output in outputs]
+        except Exception as error:
+            reason = error
+    raise ConfigError(f'the backbone {cfg.get("type")} cannot be built and run, so its maps are not known: '
+                      f'{type(reason).__name__}: {reason}') from reason
+
+
+def measure_neck(cfg, maps: Sequence[Map]) -> Tuple[List[Map], List[bool]]:
+    """What the neck (a dict, or several in a list) emits for ``maps``, and which of these it uses.
+
+    Raises:
+        ConfigError: it cannot be built or run.
+    """
+    for device, side in SIDES.items():
+        try:
+            inputs = [torch.zeros(1, channels, *([side // stride] * 2 if stride else []), device=device).requires_grad_()
+                      for channels, stride in maps]
+            outputs = build(cfg, device)(tuple(inputs))
+            outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+            sum(output.sum() for output in outputs).backward()
+            return [_map(output, side) for output in outputs], [image.grad is not None for image in inputs]
+        except Exception as error:
+            reason = error
+    name = cfg.get('type') if isinstance(cfg, dict) else [part.get('type') for part in cfg]
+    raise ConfigError(f'the neck {name} does not run on maps of {[channels for channels, _ in maps]} channels: '
+                      f'{type(reason).__name__}: {reason}') from reason
+
+
+def _map(output, side) -> Map:
+    output = output[0] if isinstance(output, (tuple, list)) else output  # a class token beside the map
+    return Map(output.shape[1], round(side / output.shape[2]) if output.dim() == 4 else 0)

@@ -1,0 +1,408 @@
+"""A config -> the same config on ConvNeXt, with what was changed and why."""
+import copy
+import math
+from pathlib import Path
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+
+from ..architectures import ARCHITECTURES, get_architecture
+from ..building import build
+from ..errors import ConfigError
+from ..layer_decay import default_num_layers
+from ..weights import PRESETS
+from ..weights.presets import IMAGENET
+from .finding import OLD_CONVNEXT, at, find_config, find_owners, other_backbones, read_config
+from .measuring import Map, measure_backbone, measure_neck
+from .wiring import bindings
+
+OURS = 'convnext_dense.ConvNeXt'
+STRIDES = (4, 8, 16, 32)
+# As docs/own-data.md has them; the official recipes train three to eight times as long as most configs and have more.
+DROP_PATH = dict(atto=0., femto=0., pico=0., nano=0., tiny=.1, small=.2, base=.3, large=.4, xlarge=.4, xxlarge=.4, huge=.4)
+LAYER_DECAY = dict(mmseg=dict(decay_rate=.9, decay_type='stage_wise'))  # the official recipes' forms
+DETECTION_DECAY = dict(decay_rate=.95, decay_type='layer_wise')
+NOT_FED = ('type', 'backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg')
+# Of an old backbone, what is more than its size: left behind, and told.
+METHODS = ('dcn', 'plugins', 'stage_with_dcn', 'sac', 'gen_attention', 'stage_with_gen_attention')
+
+
+class Change(NamedTuple):
+    path: tuple
+    old: Any
+    new: Any
+    why: str
+
+
+class Swap(NamedTuple):
+    cfg: Config
+    owners: List[tuple]  # paths of the dicts whose backbone is ConvNeXt now
+    changes: List[Change]
+    adapters: List[str]  # what had to be put in or taken out beside the backbone, if anything
+    warnings: List[str]
+
+
+class Edits:
+    """Changes values of a config and remembers which and why."""
+
+    def __init__(self, cfg: Config):
+        self.cfg, self.changes, self.adapters, self.warnings = cfg, [], [], []
+
+    def set(self, path: tuple, value, why: str):
+        node = at(self.cfg, path[:-1])
+        old = node[path[-1]] if isinstance(node, list) else node.get(path[-1])
+        present = isinstance(node, list) or path[-1] in node
+        if present and _plain(old) == _plain(value) or not present and value is None:
+            return
+        if isinstance(node, tuple):
+            raise ConfigError(f'{dotted(path)} stands in a tuple; write a list')
+        node[path[-1]] = ConfigDict(value) if isinstance(value, dict) else value
+        self.changes.append(Change(path, copy.deepcopy(old), copy.deepcopy(value), why))
+
+
+def swap_backbone(cfg: Union[str, Path, Config], arch: str, checkpoint: Optional[str] = None,
+                  output_stride: Optional[int] = None, layer_decay: bool = False) -> Config:
+    """An mmdet 3 or mmseg 1 config -> the same on ConvNeXt: backbone, widths in neck and heads, normalisation of images.
+
+    The old backbone and neck are run on the meta device to find what they emit; ConvNeXt's maps are chosen by stride and
+    every key that held an old width is set to the new one. All else is left as it is. ``plan`` also returns what changed
+    and why, ``prove`` trains the result for a step, ``tools/swap_backbone.py`` does all of it and writes a config.
+
+    Args:
+        cfg: a config, its path, ``mmdet::...``, ``mmseg::...`` or the name of a config of theirs. Is not changed.
+        arch: name in ``ARCHITECTURES``.
+        checkpoint: preset, path or URL of pretrained weights; none: random ones.
+        output_stride: 8, 16 or 32 for the deepest map; default: as the old backbone had it.
+        layer_decay: set AdamW with layer-wise learning-rate decay. An AdamW that is there keeps its settings.
+
+    Raises:
+        ConfigError: not a config, no backbone, a method that cannot take another, unknown arch.
+    """
+    return plan(cfg, arch, checkpoint, output_stride, layer_decay).cfg
+
+
+def plan(cfg, arch, checkpoint=None, output_stride=None, layer_decay=False) -> Swap:
+    """As ``swap_backbone``, and what was changed and why, and what the user should know."""
+    if arch not in ARCHITECTURES:
+        raise ConfigError(f'unknown arch {arch!r}: expected one of {", ".join(ARCHITECTURES)}')
+    preset = PRESETS.get(checkpoint)
+    if preset and preset.arch != arch:
+        raise ConfigError(f'the preset {checkpoint} is of arch {preset.arch}, not {arch}')
+    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else read_config(find_config(str(cfg))[0])
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    edits = Edits(cfg)
+    owners = find_owners(cfg)
+    for owner in owners:
+        if not _is_there(at(cfg, owner)['backbone'], arch, checkpoint, output_stride):
+            _swap_backbone(edits, owner, arch, checkpoint, output_stride)
+            _set_normalisation(edits, owner, preset)
+    if edits.changes:
+        _drop_what_held_the_old(edits, owners)
+        for path in other_backbones(cfg, owners):
+            edits.warnings.append(f'{dotted(path)}.backbone ({at(cfg, path)["backbone"]["type"]}) is another network: left as it is')
+    _set_layer_decay(edits, arch, layer_decay)
+    return Swap(cfg, owners, edits.changes, edits.adapters, edits.warnings)
+
+
+def allow_unused(swap: Swap, names: Sequence[str]) -> Swap:
+    """For parameters that a training step does not reach, as a proof finds them: distributed training has to look for them."""
+    if not names or swap.cfg.get('find_unused_parameters'):
+        return swap
+    swap.cfg.find_unused_parameters = True
+    change = Change(('find_unused_parameters',), None, True, f'{", ".join(names)} get no gradient, which would stop distributed training')
+    return swap._replace(changes=[*swap.changes, change])
+
+
+def dotted(path) -> str:
+    return '.'.join(map(str, path))
+
+
+def _is_there(backbone, arch, checkpoint, output_stride):
+    old_checkpoint = (backbone.get('init_cfg') or {}).get('checkpoint')
+    return (backbone.get('type') == OURS and backbone.get('arch', 'tiny') == arch and checkpoint in (None, old_checkpoint)
+            and output_stride in (None, backbone.get('output_stride', 32)))
+
+
+# ---- backbone, neck and heads ----
+
+def _swap_backbone(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
+    """Choose a stage for each map that is used, then rewire neck and heads to the new widths."""
+    parts = at(edits.cfg, owner)
+    neck_path, neck, dims = owner + ('neck',), parts.get('neck'), get_architecture(arch).dims
+    old = measure_backbone(parts['backbone'])
+    strides = [one.stride for one in old]
+
+    if len(old) > 1 and strides == sorted(set(strides), reverse=True):  # deep to shallow, as U-Net's decoder emits them
+        return _replace_decoder(edits, owner, arch, checkpoint, output_stride, old)
+    if len(old) > 1 and len(set(old)) == 1:  # a plain ViT: maps of different depth, alike in size
+        pyramid = measure_neck(neck, old)[0] if neck else old
+        if len(set(pyramid)) > 1:
+            edits.set(neck_path, None, 'it made a pyramid of maps of one stride, and ConvNeXt emits a pyramid')
+            edits.adapters.append('neck that made a pyramid of ViT maps removed')
+            neck, old = None, pyramid
+            strides = [one.stride for one in old]
+        else:
+            strides = list(STRIDES[-len(old):])
+    if len(old) > len(STRIDES):
+        raise ConfigError(f'{len(old)} maps at strides {strides} are read; ConvNeXt has four, at strides {STRIDES}')
+
+    measured, used = old, _used(edits, owner, neck, old)
+    beyond = sum(stride > STRIDES[-1] for stride in strides)
+    stages, own_stride = _choose_stages(strides[:len(strides) - beyond])
+    output_stride = output_stride or own_stride
+    emitted = sorted({stages[i] for i in used if i < len(stages)})
+    if neck and len(emitted) + beyond < len(used):
+        raise ConfigError(f'the neck reads maps at strides {strides}, of which ConvNeXt has only {STRIDES}')
+    new = [Map(dims[stage], min(STRIDES[stage], output_stride)) for stage in emitted]
+    index = {i: emitted.index(stages[i]) for i in used if i < len(stages)}
+    _set_backbone(edits, owner, arch, checkpoint, emitted, output_stride, old)
+    given = new
+    if beyond:
+        width = dims[-1]
+        edits.set(neck_path, [dict(type='ChannelMapper', in_channels=list(dims[stage] for stage in emitted), kernel_size=1,
+                                   out_channels=width, act_cfg=None, num_outs=len(old)), *([neck] if neck else [])],
+                  f'stride {strides[-1]} is beyond ConvNeXt: one convolution of stride 2 makes the map')
+        edits.adapters.append(f'extra level at stride {strides[-1]}')
+        new, index = [Map(width, stride) for stride in strides], {i: i for i in range(len(old))}
+    for i, k in index.items():
+        if new[k].stride != strides[i]:
+            edits.adapters.append('other stride')
+            edits.warnings.append(f'a head or neck read a map at stride {strides[i]} and reads one at stride {new[k].stride}')
+    if neck:
+        old_outputs = _try_neck(neck, old)
+        _rewire(edits, neck, neck_path + ((1,) if beyond else ()), old, new, index, neck=True)
+        _shift_levels(edits, neck_path, min(used))
+        if old_outputs is None:  # said by _used
+            return
+        old, new = old_outputs, measure_neck(at(edits.cfg, neck_path), given)[0]
+        if len(old) != len(new):
+            raise ConfigError(f'the neck emitted {len(old)} maps and now {len(new)}')
+        index = {i: i for i in range(len(new))}
+    elif (parts.get('roi_head') or {}).get('shared_head'):
+        _drop_shared_head(edits, owner, old, new)
+    if [one.channels for one in old] != [one.channels for one in new] or any(i != k for i, k in index.items()):
+        for key in [key for key in parts if key not in NOT_FED]:
+            _rewire(edits, parts[key], owner + (key,), old, new, index)
+
+
+def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old):
+    """U-Net is encoder and decoder in one. In its place the head reads all of ConvNeXt's maps, resized and concatenated."""
+    parts, dims = at(edits.cfg, owner), list(get_architecture(arch).dims)
+    if 'decode_head' not in parts or parts.get('neck'):
+        raise ConfigError(f'{parts["backbone"]["type"]} emits its maps from deep to shallow; only a decode_head without a '
+                          'neck can be given ConvNeXt\'s instead')
+    edits.adapters.append('decoder of the backbone replaced by concatenated maps')
+    stages, deep, why = list(range(4)), 2, 'the old backbone had a decoder; ConvNeXt has not'
+    output_stride = output_stride or STRIDES[-1]
+    _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, old)
+    for key, value in dict(in_channels=dims, in_index=stages, input_transform='resize_concat').items():
+        edits.set(owner + ('decode_head', key), value, f'{why}: the maps are resized to the first and concatenated')
+    auxiliary = parts.get('auxiliary_head') or []
+    for i in range(len(auxiliary)) if isinstance(auxiliary, list) else [None]:
+        path = owner + ('auxiliary_head',) + (() if i is None else (i,))
+        for key, value in dict(in_channels=dims[deep], in_index=deep).items():
+            edits.set(path + (key,), value, f'{why}: the auxiliary head reads stage {deep}, as in the official recipes')
+    edits.warnings.append(f'heads read maps at strides {[one.stride for one in old]} and read maps at strides '
+                          f'{[min(stride, output_stride) for stride in STRIDES]}: their output is coarser')
+
+
+def _choose_stages(strides: Sequence[int]) -> Tuple[List[int], int]:
+    """Stage for each map, and the output stride: the deepest map is the last stage's, the others go by stride."""
+    output_stride = max(8, min(32, strides[-1]))
+    mine = [min(stride, output_stride) for stride in STRIDES]
+    stages, above = [], len(mine)
+    for stride in reversed(strides):
+        distances = [abs(math.log2(own / stride)) for own in mine]
+        nearest = [stage for stage, distance in enumerate(distances) if distance == min(distances)]
+        above = max([stage for stage in nearest if stage < above], default=nearest[0])
+        stages.insert(0, above)
+    return stages, output_stride
+
+
+def _used(edits, owner, neck, old) -> List[int]:
+    """The maps that anything reads. One that is emitted for nothing has a norm without gradient, which stops DDP."""
+    every = list(range(len(old)))
+    if not neck:
+        parts = at(edits.cfg, owner)
+        return sorted({i for key in parts if key not in NOT_FED for binding in bindings(parts[key], (key,), old)
+                       for i in binding.indices}) or every
+    try:
+        used = measure_neck(neck, old)[1]
+    except ConfigError as error:
+        edits.warnings.append(f'{error}. What it reads and emits is taken to be all maps, as wide as before')
+        return every
+    read = [i for i in every if used[i]]
+    return every[read[0]:read[-1] + 1] if read else every
+
+
+def _try_neck(neck, maps):
+    try:
+        return measure_neck(neck, maps)[0]
+    except ConfigError:
+        return None
+
+
+def _shift_levels(edits, path, dropped):
+    """Levels of a neck count from the first map that it is given."""
+    neck = at(edits.cfg, path)
+    path, neck = (path + (0,), neck[0]) if isinstance(neck, list) else (path, neck)
+    for key in ('start_level', 'end_level'):
+        if dropped and neck.get(key, 0) > 0:
+            edits.set(path + (key,), neck[key] - dropped,
+                      'counts from the first map that is emitted; a map that is not used would have a norm without gradient')
+
+
+def _rewire(edits, part, path, old, new, index, neck=False):
+    for key_path, indices, tail, index_path in list(bindings(part, path, old, neck)):
+        value = at(edits.cfg, key_path)
+        widths = [new[index[i]].channels for i in indices if i in index]
+        if isinstance(value, int):
+            edits.set(key_path, widths[0], 'width of the map that it is given')
+        else:
+            edits.set(key_path, type(value)(widths + list(tail)), 'widths of the maps that it is given')
+        if index_path:
+            chosen, places = at(edits.cfg, index_path), [index[i] for i in indices]
+            if isinstance(chosen, int):
+                places = places[0] - len(new) if chosen < 0 else places[0]
+            edits.set(index_path, type(chosen)(places), 'place of the map among those that are emitted')
+
+
+def _drop_shared_head(edits, owner, old, new):
+    """The last stage of the old backbone, which C4 models run on each region."""
+    path = owner + ('roi_head', 'shared_head')
+    head, side = at(edits.cfg, path), 16
+    with torch.no_grad():
+        output = build(head, 'meta')(torch.zeros(1, old[0].channels, side, side, device='meta'))
+    edits.set(path, None, f'it was the last stage of the old backbone; ConvNeXt runs its own on the image, at stride {new[0].stride}')
+    edits.adapters.append('shared head removed')
+    deep = [Map(output.shape[1], 0)]
+    parts = at(edits.cfg, owner + ('roi_head',))
+    for key, part in list(parts.items()):
+        if isinstance(part, dict):
+            _rewire(edits, part, owner + ('roi_head', key), deep, new, {0: 0})
+        layer = part.get('roi_layer') if isinstance(part, dict) else None
+        if layer and isinstance(layer.get('output_size'), int):
+            edits.set(owner + ('roi_head', key, 'roi_layer', 'output_size'), layer['output_size'] * output.shape[2] // side,
+                      'the size that the shared head left')
+
+
+def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, old_maps):
+    old = at(edits.cfg, owner)['backbone']
+    size = arch.rpartition('_')[2]
+    new = dict(type=OURS, arch=arch, drop_path_rate=DROP_PATH[size])
+    if old.get('type') == OURS:  # what the user chose stays
+        if old.get('arch', 'tiny') == arch and 'drop_path_rate' in old:
+            new['drop_path_rate'] = old['drop_path_rate']
+        keys = ['in_channels', 'out_norm', 'frozen_stages', 'checkpointing']
+        keys += ['layer_scale_init_value'] * (get_architecture(arch).generation == 1)
+        new.update({key: old[key] for key in keys if key in old})
+    else:
+        if old.get('in_channels', 3) != 3:
+            new['in_channels'] = old['in_channels']
+        if old.get('with_cp'):
+            new['checkpointing'] = 'block'
+        if old.get('frozen_stages', -1) >= len(old_maps) >= 3:
+            new['frozen_stages'] = len(STRIDES)
+        left = [key for key in METHODS if old.get(key)]
+        if left:
+            edits.warnings.append(f'{", ".join(left)} were layers within {old["type"]}: they are gone with it')
+    if tuple(stages) != (0, 1, 2, 3):
+        new['out_indices'] = tuple(stages)
+    if output_stride != STRIDES[-1]:
+        new['output_stride'] = output_stride
+        edits.adapters.append(f'output_stride={output_stride}')
+    if checkpoint:
+        new['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
+    why = f'drop path {new["drop_path_rate"]} is for short schedules, the official recipes have more'
+    if old.get('frozen_stages', -1) >= 0 and 'frozen_stages' not in new:
+        why += f'; {old["frozen_stages"]} frozen stages are not kept: ConvNeXt is fine-tuned whole'
+    edits.set(owner + ('backbone',), new, why)
+    if not checkpoint:
+        edits.warnings.append('the backbone starts from random weights: name pretrained ones with checkpoint')
+
+
+# ---- what else knew the old backbone ----
+
+def _set_normalisation(edits, owner, preset):
+    """ImageNet's mean and std, or the preset's, on RGB, in every data preprocessor between the model and the backbone."""
+    mean, std = (preset.mean, preset.std) if preset else IMAGENET
+    paths = [owner[:k] + ('data_preprocessor',) for k in range(len(owner), 0, -1)]
+    paths = [path for path in paths if isinstance(at(edits.cfg, path[:-1]).get('data_preprocessor'), dict)] or [
+        path for path in [('data_preprocessor',)] if isinstance(edits.cfg.get('data_preprocessor'), dict)]
+    if not paths:
+        edits.warnings.append('the model has no data_preprocessor: images come as the pipeline leaves them; ConvNeXt '
+                              f'expects RGB less {list(mean)} over {list(std)}')
+    for path in paths:
+        if isinstance(at(edits.cfg, path).get('data_preprocessor'), dict):  # of several branches
+            path += ('data_preprocessor',)
+        node = at(edits.cfg, path)
+        if len(node.get('mean') or mean) != 3:
+            edits.warnings.append(f'{dotted(path)} is for other bands than RGB: left as it is')
+            continue
+        why = 'what the weights were trained with' if preset else "ImageNet's, in RGB, as ConvNeXt's weights expect"
+        edits.set(path + ('mean',), list(mean), why)
+        edits.set(path + ('std',), list(std), why)
+        edits.set(path + ('to_rgb' if 'to_rgb' in node else 'bgr_to_rgb',), True, why)
+        if node.get('rgb_to_bgr'):
+            edits.set(path + ('rgb_to_bgr',), False, why)
+    if "'Normalize'" in str(edits.cfg.get('train_dataloader')):
+        edits.warnings.append('a Normalize in the pipeline is left as it is; the data_preprocessor normalises already')
+
+
+def _drop_what_held_the_old(edits, owners):
+    """Whole-model weights, the old backbone's own keys elsewhere, imports that only it needed."""
+    for owner in owners:
+        for k in range(1, len(owner) + 1):
+            node = at(edits.cfg, owner[:k])
+            if node.get('pretrained'):
+                edits.set(owner[:k] + ('pretrained',), None, 'weights of the old backbone')
+            if (node.get('init_cfg') or {}).get('type') == 'Pretrained':
+                edits.set(owner[:k] + ('init_cfg',), None, 'weights of a model with the old backbone')
+    if edits.cfg.get('load_from'):
+        edits.set(('load_from',), None, 'a model with the old backbone: MMEngine would load what happens to fit, silently')
+    names = (edits.cfg.get('custom_imports') or {}).get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    kept = [name for name in names if name.split('.')[0] not in OLD_CONVNEXT]
+    if kept != names and not any(f"'{library}." in str(edits.cfg.model) for library in OLD_CONVNEXT):
+        edits.set(('custom_imports', 'imports'), kept, 'only the old backbone came from there')
+
+
+def _set_layer_decay(edits, arch, wanted):
+    """AdamW with layer-wise decay if it is wanted; a number of layers that stands there always follows the depths."""
+    optim = edits.cfg.get('optim_wrapper')
+    layers = default_num_layers(get_architecture(arch).depths)
+    if not wanted:
+        if edits.changes and optim and 'num_layers' in (optim.get('paramwise_cfg') or {}):
+            edits.set(('optim_wrapper', 'paramwise_cfg', 'num_layers'), layers, f'what the depths of {arch} imply')
+        kind = ((optim or {}).get('optimizer') or {}).get('type')
+        if edits.changes and kind and not str(kind).startswith('Adam'):
+            edits.warnings.append(f'{kind} is kept; ConvNeXt is trained with AdamW and layer-wise decay: --layer-decay')
+        return
+    if not optim or not optim.get('optimizer'):
+        raise ConfigError('layer_decay needs a config with optim_wrapper.optimizer')
+    if optim.get('constructor') == 'convnext_dense.LayerDecayOptimWrapperConstructor':
+        return
+    why = 'layer-wise decay was asked for'
+    if optim.optimizer.get('type') != 'AdamW':
+        edits.set(('optim_wrapper', 'optimizer'), dict(type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05),
+                  f'{why}; the rate is for 16 images a step')
+    edits.set(('optim_wrapper', 'constructor'), 'convnext_dense.LayerDecayOptimWrapperConstructor', why)
+    decay = dict(LAYER_DECAY.get(edits.cfg.get('default_scope'), DETECTION_DECAY))
+    old_keys = (optim.get('paramwise_cfg') or {}).get('custom_keys') or {}
+    try:
+        names = [name for name, _ in build(edits.cfg.model, 'meta').named_parameters() if 'backbone' not in name]
+    except Exception as error:
+        raise ConfigError(f'the model cannot be built: {type(error).__name__}: {error}') from error
+    custom = {key: dict(value) for key, value in old_keys.items() if any(key in name for name in names)}
+    if custom:
+        decay['custom_keys'] = custom
+    edits.set(('optim_wrapper', 'paramwise_cfg'), decay, f'{why}; keys of the heads are kept')
+
+
+def _plain(value):
+    """To compare: lists and tuples are alike in a config."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,164 @@
+"""A swapped config is built at full size, and trained for one step with one block a stage."""
+import copy
+import logging
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import List, NamedTuple
+
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+
+from ..architectures import get_architecture
+from ..backbone import ConvNeXt
+from ..building import build, without_init
+from ..errors import ConfigError
+from ..weights import load_weights
+from .finding import at
+from .plan import Swap, dotted
+
+SIDES = 128, 320, 512  # of the image, pixels: the first that a model can do with
+
+
+class Proof(NamedTuple):
+    step: str  # what was run: 'loss', or where a method's training needs data of its own kind, 'forward'
+    loss: float
+    without_gradient: List[str]  # parameters of the backbone that the step does not reach
+
+
+def prove(swap: Swap) -> Proof:
+    """Build the model on the meta device at full size, then run one step on two images of 128 pixels and go back to the stem.
+
+    What holds the backbone is proven: the detector within a tracker, the student within a semi-supervised model. With
+    one block a stage the widths are those of the full model. Weights in a local file are loaded.
+
+    Raises:
+        ConfigError: it does not run, or its loss does not reach ConvNeXt's stem.
+    """
+    init_default_scope(swap.cfg.get('default_scope') or 'mmdet')
+    with quiet():
+        return [_prove(swap, owner) for owner in swap.owners][0]
+
+
+def _prove(swap, owner):
+    model = copy.deepcopy(at(swap.cfg, owner))
+    _settle(model, swap.cfg, owner)
+    try:
+        backbone = build(model, 'meta').backbone
+        backbone(torch.zeros(2, backbone.in_channels, SIDES[0], SIDES[0], device='meta'))
+    except Exception as error:
+        raise ConfigError(f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}') from error
+    checkpoint = (model.backbone.get('init_cfg') or {}).get('checkpoint')
+    if checkpoint and Path(checkpoint).is_file():
+        load_weights(ConvNeXt(**{key: value for key, value in model.backbone.items() if key not in ('type', 'init_cfg')}), checkpoint)
+    arch = get_architecture(model.backbone.arch)
+    model.backbone.update(arch=dict(arch._asdict(), depths=(1, 1, 1, 1)), drop_path_rate=0., frozen_stages=-1)
+    try:
+        return run_step(model)
+    except Exception as error:
+        raise ConfigError(f'{dotted(owner)} does not train on ConvNeXt: {type(error).__name__}: {error}') from error
+
+
+def run_step(cfg) -> Proof:
+    torch.manual_seed(0)
+    model = revert_sync_batchnorm(MODELS.build(without_init(cfg)))
+    model.init_weights()
+    model.train()
+    clock = MessageHub.get_current_instance()  # some losses warm up
+    for key, value in dict(iter=0, max_iters=1, epoch=0, max_epochs=1).items():
+        clock.update_info(key, value)
+    reasons = []
+    for step, run, side in _attempts(model):
+        model.zero_grad()
+        try:
+            loss = run(model, side)
+            loss.backward()
+        except Exception as error:
+            reasons.append(f'{type(error).__name__}: {error}')
+            continue
+        stem = next(model.backbone.parameters()).grad
+        if stem is None or not stem.isfinite().all() or not stem.abs().sum() > 0 or not loss.isfinite():
+            reasons.append(f'a {step} of {float(loss.detach()):.3g}, which does not reach the stem')
+            continue
+        return Proof(step, float(loss.detach()), [name for name, p in model.backbone.named_parameters() if p.grad is None])
+    raise ConfigError('; '.join(dict.fromkeys(reasons)))
+
+
+def _attempts(model):
+    """What is run, the first that works counts: not every loss takes masks, and SSD's levels need a larger image."""
+    losses = [_segmentation_loss] if hasattr(model, 'decode_head') else [
+        _detection_loss, partial(_detection_loss, with_mask=False), _video_loss]
+    yield from (('loss', loss, side) for side in SIDES for loss in losses)
+    yield from (('forward', _forward, side) for side in SIDES)
+
+
+def _detection_loss(model, side, with_mask=True):
+    from mmdet.testing import demo_mm_inputs, demo_mm_proposals
+    texts = dict(texts=['a . b .'] * 2, custom_entities=True) if hasattr(model, 'language_model') else {}
+    batch = demo_mm_inputs(2, [(3, side, side)] * 2, num_items=[2, 2], num_classes=2, with_mask=with_mask, with_semantic=True, **texts)
+    for sample, proposals in zip(batch['data_samples'], demo_mm_proposals([(3, side, side)] * 2, 20)):
+        sample.gt_instances.labels.zero_()
+        sample.proposals = proposals  # for Fast R-CNN, which has no RPN
+    return _total(model(**model.data_preprocessor(batch, True), mode='loss'))
+
+
+def _segmentation_loss(model, side):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    labels = torch.arange(side * side).reshape(1, side, side) // (side * side // 2)
+    shape = dict(img_shape=(side, side), ori_shape=(side, side), pad_shape=(side, side))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=labels.clone()), metainfo=shape) for _ in range(2)]
+    return _total(model(_images(model, side), samples, mode='loss'))
+
+
+def _video_loss(model, side):
+    from mmdet.testing import demo_track_inputs
+    batch = demo_track_inputs(1, 2, image_shapes=(3, side, side), num_classes=2, with_mask=True)
+    for sample in batch['data_samples']:
+        for frame in sample:
+            frame.gt_instances.labels.zero_()
+    return _total(model(**model.data_preprocessor(batch, True), mode='loss'))
+
+
+def _forward(model, side):
+    """Where the training wants data of its own kind: the raw outputs."""
+    return _sum(model(_images(model, side), mode='tensor'))
+
+
+def _images(model, side):
+    return torch.randn(2, getattr(model.backbone, 'in_channels', 3), side, side)
+
+
+def _total(losses):
+    return sum(_sum(value) for name, value in losses.items() if 'loss' in name)
+
+
+def _sum(outputs):
+    if isinstance(outputs, torch.Tensor):
+        return outputs.float().square().mean() if outputs.is_floating_point() else 0.
+    if isinstance(outputs, dict):
+        outputs = tuple(outputs.values())
+    return sum(_sum(output) for output in outputs) if isinstance(outputs, (list, tuple)) else 0.
+
+
+def _settle(model, cfg, owner):
+    """A detector within another model takes its images from that one's preprocessor."""
+    if len(owner) > 1 and 'data_preprocessor' not in model:
+        model['data_preprocessor'] = dict(type='DetDataPreprocessor')
+
+
+@contextmanager
+def quiet():
+    """The libraries' notes on initialisation and on their own code say nothing of the swap."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
