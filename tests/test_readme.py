@@ -14,10 +14,11 @@ from mmengine.registry import MODELS, init_default_scope
 from safetensors.torch import save_file
 
 from convnext_dense import ConvNeXt
+from convnext_dense.swap import plan
 from convnext_dense.weights import convert
 
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```(\S+)( config| weights)?\n(.*?)```', README, re.DOTALL)
+BLOCKS = re.findall(r'```(\S+)( config| weights| swapped)?\n(.*?)```', README, re.DOTALL)
 CONFIGS = [code for _, use, code in BLOCKS if use == ' config']
 COMMANDS = [shlex.split(line, comments=True) for kind, _, code in BLOCKS if kind == 'bash' for line in code.splitlines()]
 
@@ -51,6 +52,15 @@ def test_weights_example_reports_what_it_promises(tmp_path, monkeypatch, capsys)
     exec(code, {})
     promised = code.partition('print(report)  # ')[2].partition('...')[0]
     assert promised in capsys.readouterr().out
+
+
+def test_swap_commands_write_what_the_readme_shows(tmp_path):
+    shown = next(code for _, use, code in BLOCKS if use == ' swapped')
+    first, second = (command for command in COMMANDS if 'tools/swap_backbone.py' in command)
+    assert 'wrote retinanet_convnext-t.py' in run(ROOT / first[1], *first[2:], cwd=tmp_path)
+    written = (tmp_path / 'retinanet_convnext-t.py').read_text()
+    assert written.partition('\n\n')[2] == shown.partition('\n\n')[2]  # the base may be a path where :: is not understood
+    plan(second[2], 'base', layer_decay=True)  # the second, but for its slow proof
 
 
 def test_figures_of_a_config(tmp_path, exits):

@@ -39,7 +39,7 @@ def find_config(name: str) -> Tuple[Path, str]:
         folder = zoo(known)
         if folder is None:
             continue
-        found = [folder / rest] if library else sorted(folder.rglob(f'{path.stem}.py')) if path.parent == Path() else []
+        found = [folder / rest] if library else sorted(folder.rglob(name.removesuffix('.py') + '.py')) if path.parent == Path() else []
         if found and found[0].is_file():
             return found[0], f'{known}::{found[0].relative_to(folder).as_posix()}'
     raise ConfigError(f'no config {name}: expected a path, mmdet::FOLDER/NAME.py, mmseg::FOLDER/NAME.py, or the name of '

@@ -160,7 +160,7 @@ def _swap_backbone(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     _set_backbone(edits, owner, arch, checkpoint, emitted, output_stride, old)
     given = new
     if beyond:
-        width = dims[-1]
+        width = neck.get('out_channels', 256) if isinstance(neck, dict) else 256
         edits.set(neck_path, [dict(type='ChannelMapper', in_channels=list(dims[stage] for stage in emitted), kernel_size=1,
                                    out_channels=width, act_cfg=None, num_outs=len(old)), *([neck] if neck else [])],
                   f'stride {strides[-1]} is beyond ConvNeXt: one convolution of stride 2 makes the map')
@@ -185,6 +185,19 @@ def _swap_backbone(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     if [one.channels for one in old] != [one.channels for one in new] or any(i != k for i, k in index.items()):
         for key in [key for key in parts if key not in NOT_FED]:
             _rewire(edits, parts[key], owner + (key,), old, new, index)
+    widths = [one.channels for one in measured]
+    if len(widths) > 1 and widths != [dims[stage] for stage in emitted]:
+        for path in _lists(edits.cfg.to_dict(), (), widths):
+            edits.warnings.append(f"{dotted(path)} still holds the old widths: it is not known to take the backbone's maps")
+
+
+def _lists(node, path, wanted):
+    """Where a list equals ``wanted``."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ():
+        if isinstance(value, (list, tuple)) and list(value) == wanted:
+            yield path + (key,)
+        else:
+            yield from _lists(value, path + (key,), wanted)
 
 
 def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old):
