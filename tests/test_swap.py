@@ -370,6 +370,8 @@ def test_tool_prints_no_traceback(exits, tmp_path):
     (tmp_path / 'broken.pth').write_bytes(b'not weights')
     assert 'WeightsError' in exits(tool, 'retinanet_r50_fpn_1x_coco', '--arch', 'atto', '-o', out, '--checkpoint', tmp_path / 'broken.pth')
     assert not out.exists()
+    (tmp_path / 'file').touch()
+    assert 'cannot be written' in exits(tool, 'retinanet_r50_fpn_1x_coco', '--arch', 'atto', '--no-proof', '-o', tmp_path / 'file/x.py')
 
 
 NEW_STYLE = '''

@@ -58,6 +58,8 @@ def main():
         write_config(swap, source, name, out, shlex.join(['tools/swap_backbone.py', *sys.argv[1:]]))
     except (ConfigError, WeightsError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
+    except OSError as error:
+        sys.exit(f'{out} cannot be written: {error}')
     print(f'wrote {out}')
     if args.checkpoint in PRESETS:
         print(f'The weights of {args.checkpoint} are under {PRESETS[args.checkpoint].licence}.')

@@ -22,7 +22,7 @@ OURS = 'convnext_dense.ConvNeXt'
 STRIDES = (4, 8, 16, 32)
 # As docs/own-data.md has them; the official recipes train three to eight times as long as most configs and have more.
 DROP_PATH = dict(atto=0., femto=0., pico=0., nano=0., tiny=.1, small=.2, base=.3, large=.4, xlarge=.4, xxlarge=.4, huge=.4)
-LAYER_DECAY = dict(mmseg=dict(decay_rate=.9, decay_type='stage_wise'))  # the official recipes' forms
+SEGMENTATION_DECAY = dict(decay_rate=.9, decay_type='stage_wise')  # the official recipes' forms
 DETECTION_DECAY = dict(decay_rate=.95, decay_type='layer_wise')
 NOT_FED = ('type', 'backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg')
 # Of an old backbone, what is more than its size: left behind, and told.
@@ -96,7 +96,7 @@ def plan(cfg, arch, checkpoint=None, output_stride=None, layer_decay=False) -> S
     owners = find_owners(cfg)
     for owner in owners:
         if not _is_there(at(cfg, owner)['backbone'], arch, checkpoint, output_stride):
-            _swap_backbone(edits, owner, arch, checkpoint, output_stride)
+            _swap_part(edits, owner, arch, checkpoint, output_stride)
             _set_normalisation(edits, owner, preset)
     if edits.changes:
         _drop_what_held_the_old(edits, owners)
@@ -127,7 +127,7 @@ def _is_there(backbone, arch, checkpoint, output_stride):
 
 # ---- backbone, neck and heads ----
 
-def _swap_backbone(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
+def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     """Choose a stage for each map that is used, then rewire neck and heads to the new widths."""
     parts = at(edits.cfg, owner)
     neck_path, neck, dims = owner + ('neck',), parts.get('neck'), get_architecture(arch).dims
@@ -143,10 +143,12 @@ def _swap_backbone(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
             edits.adapters.append('neck that made a pyramid of ViT maps removed')
             neck, old = None, pyramid
             strides = [one.stride for one in old]
-        else:
+        elif len(old) <= len(STRIDES):
             strides = list(STRIDES[-len(old):])
-    if len(old) > len(STRIDES):
-        raise ConfigError(f'{len(old)} maps at strides {strides} are read; ConvNeXt has four, at strides {STRIDES}')
+        else:
+            raise ConfigError(f'{parts["backbone"]["type"]} emits {len(old)} maps alike in size; ConvNeXt has {len(STRIDES)}')
+    if 0 in strides:
+        raise ConfigError(f'{parts["backbone"]["type"]} emits vectors, not maps: there is no dense prediction to swap it in')
 
     measured, used = old, _used(edits, owner, neck, old)
     beyond = sum(stride > STRIDES[-1] for stride in strides)
@@ -157,7 +159,7 @@ def _swap_backbone(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
         raise ConfigError(f'the neck reads maps at strides {strides}, of which ConvNeXt has only {STRIDES}')
     new = [Map(dims[stage], min(STRIDES[stage], output_stride)) for stage in emitted]
     index = {i: emitted.index(stages[i]) for i in used if i < len(stages)}
-    _set_backbone(edits, owner, arch, checkpoint, emitted, output_stride, old)
+    _set_backbone(edits, owner, arch, checkpoint, emitted, output_stride)
     given = new
     if beyond:
         width = neck.get('out_channels', 256) if isinstance(neck, dict) else 256
@@ -170,6 +172,7 @@ def _swap_backbone(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
         if new[k].stride != strides[i]:
             edits.adapters.append('other stride')
             edits.warnings.append(f'a head or neck read a map at stride {strides[i]} and reads one at stride {new[k].stride}')
+    shared_head = (parts.get('roi_head') or {}).get('shared_head')
     if neck:
         old_outputs = _try_neck(neck, old)
         _rewire(edits, neck, neck_path + ((1,) if beyond else ()), old, new, index, neck=True)
@@ -180,7 +183,7 @@ def _swap_backbone(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
         if len(old) != len(new):
             raise ConfigError(f'the neck emitted {len(old)} maps and now {len(new)}')
         index = {i: i for i in range(len(new))}
-    elif (parts.get('roi_head') or {}).get('shared_head'):
+    elif shared_head and not list(bindings(shared_head, (), old)):
         _drop_shared_head(edits, owner, old, new)
     if [one.channels for one in old] != [one.channels for one in new] or any(i != k for i, k in index.items()):
         for key in [key for key in parts if key not in NOT_FED]:
@@ -209,7 +212,7 @@ def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old):
     edits.adapters.append('decoder of the backbone replaced by concatenated maps')
     stages, deep, why = list(range(4)), 2, 'the old backbone had a decoder; ConvNeXt has not'
     output_stride = output_stride or STRIDES[-1]
-    _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, old)
+    _set_backbone(edits, owner, arch, checkpoint, stages, output_stride)
     for key, value in dict(in_channels=dims, in_index=stages, input_transform='resize_concat').items():
         edits.set(owner + ('decode_head', key), value, f'{why}: the maps are resized to the first and concatenated')
     auxiliary = parts.get('auxiliary_head') or []
@@ -239,8 +242,12 @@ def _used(edits, owner, neck, old) -> List[int]:
     every = list(range(len(old)))
     if not neck:
         parts = at(edits.cfg, owner)
-        return sorted({i for key in parts if key not in NOT_FED for binding in bindings(parts[key], (key,), old)
-                       for i in binding.indices}) or every
+        found = {key: [i for binding in bindings(parts[key], (key,), old) for i in binding.indices]
+                 for key in parts if key not in NOT_FED}
+        # A head whose widths are not recognised may read any map.
+        if any('in_channels' in parts[key] and not found[key] for key in found if isinstance(parts[key], dict)):
+            return every
+        return sorted({i for indices in found.values() for i in indices}) or every
     try:
         used = measure_neck(neck, old)[1]
     except ConfigError as error:
@@ -301,7 +308,7 @@ def _drop_shared_head(edits, owner, old, new):
                       'the size that the shared head left')
 
 
-def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, old_maps):
+def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride):
     old = at(edits.cfg, owner)['backbone']
     size = arch.rpartition('_')[2]
     new = dict(type=OURS, arch=arch, drop_path_rate=DROP_PATH[size])
@@ -316,7 +323,7 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, old_map
             new['in_channels'] = old['in_channels']
         if old.get('with_cp'):
             new['checkpointing'] = 'block'
-        if old.get('frozen_stages', -1) >= len(old_maps) >= 3:
+        if old.get('frozen_stages', -1) >= len(STRIDES):  # all of it
             new['frozen_stages'] = len(STRIDES)
         left = [key for key in METHODS if old.get(key)]
         if left:
@@ -326,6 +333,8 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, old_map
     if output_stride != STRIDES[-1]:
         new['output_stride'] = output_stride
         edits.adapters.append(f'output_stride={output_stride}')
+        edits.warnings.append(f'the deepest map stays at stride {output_stride}, where the last stages cost more than at 32: '
+                              '--output-stride 32 is the ordinary ConvNeXt')
     if checkpoint:
         new['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
     why = f'drop path {new["drop_path_rate"]} is for short schedules, the official recipes have more'
@@ -333,7 +342,8 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, old_map
         why += f'; {old["frozen_stages"]} frozen stages are not kept: ConvNeXt is fine-tuned whole'
     edits.set(owner + ('backbone',), new, why)
     if not checkpoint:
-        edits.warnings.append('the backbone starts from random weights: name pretrained ones with checkpoint')
+        frozen = ', and is frozen' if new.get('frozen_stages') == len(STRIDES) else ''
+        edits.warnings.append(f'the backbone starts from random weights{frozen}: name pretrained ones with checkpoint')
 
 
 # ---- what else knew the old backbone ----
@@ -378,31 +388,32 @@ def _drop_what_held_the_old(edits, owners):
     names = (edits.cfg.get('custom_imports') or {}).get('imports') or []
     names = [names] if isinstance(names, str) else list(names)
     kept = [name for name in names if name.split('.')[0] not in OLD_CONVNEXT]
-    if kept != names and not any(f"'{library}." in str(edits.cfg.model) for library in OLD_CONVNEXT):
+    rest = {key: value for key, value in edits.cfg.items() if key != 'custom_imports'}
+    needed = edits.cfg.get('default_scope') in OLD_CONVNEXT or any(f"'{library}." in str(rest) for library in OLD_CONVNEXT)
+    if kept != names and not needed:
         edits.set(('custom_imports', 'imports'), kept, 'only the old backbone came from there')
 
 
 def _set_layer_decay(edits, arch, wanted):
     """AdamW with layer-wise decay if it is wanted; a number of layers that stands there always follows the depths."""
-    optim = edits.cfg.get('optim_wrapper')
-    layers = default_num_layers(get_architecture(arch).depths)
-    if not wanted:
-        if edits.changes and optim and 'num_layers' in (optim.get('paramwise_cfg') or {}):
-            edits.set(('optim_wrapper', 'paramwise_cfg', 'num_layers'), layers, f'what the depths of {arch} imply')
-        kind = ((optim or {}).get('optimizer') or {}).get('type')
+    optim = edits.cfg.get('optim_wrapper') or {}
+    kind = (optim.get('optimizer') or {}).get('type')
+    there = optim.get('constructor') == 'convnext_dense.LayerDecayOptimWrapperConstructor'
+    if there or not wanted:
+        if edits.changes and 'num_layers' in (optim.get('paramwise_cfg') or {}):
+            edits.set(('optim_wrapper', 'paramwise_cfg', 'num_layers'), default_num_layers(get_architecture(arch).depths),
+                      f'what the depths of {arch} imply')
         if edits.changes and kind and not str(kind).startswith('Adam'):
             edits.warnings.append(f'{kind} is kept; ConvNeXt is trained with AdamW and layer-wise decay: --layer-decay')
         return
-    if not optim or not optim.get('optimizer'):
+    if not kind:
         raise ConfigError('layer_decay needs a config with optim_wrapper.optimizer')
-    if optim.get('constructor') == 'convnext_dense.LayerDecayOptimWrapperConstructor':
-        return
     why = 'layer-wise decay was asked for'
-    if optim.optimizer.get('type') != 'AdamW':
+    if kind != 'AdamW':
         edits.set(('optim_wrapper', 'optimizer'), dict(type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05),
                   f'{why}; the rate is for 16 images a step')
     edits.set(('optim_wrapper', 'constructor'), 'convnext_dense.LayerDecayOptimWrapperConstructor', why)
-    decay = dict(LAYER_DECAY.get(edits.cfg.get('default_scope'), DETECTION_DECAY))
+    decay = dict(SEGMENTATION_DECAY if edits.cfg.get('default_scope') == 'mmseg' else DETECTION_DECAY)
     old_keys = (optim.get('paramwise_cfg') or {}).get('custom_keys') or {}
     try:
         names = [name for name, _ in build(edits.cfg.model, 'meta').named_parameters() if 'backbone' not in name]

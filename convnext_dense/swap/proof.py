@@ -39,7 +39,7 @@ def prove(swap: Swap) -> Proof:
         ConfigError: it does not run, or its loss does not reach ConvNeXt's stem.
     """
     init_default_scope(swap.cfg.get('default_scope') or 'mmdet')
-    with quiet():
+    with quiet(), torch.random.fork_rng(devices=[]):
         return [_prove(swap, owner) for owner in swap.owners][0]
 
 
@@ -98,8 +98,9 @@ def _attempts(model):
 def _detection_loss(model, side, with_mask=True):
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals
     texts = dict(texts=['a . b .'] * 2, custom_entities=True) if hasattr(model, 'language_model') else {}
-    batch = demo_mm_inputs(2, [(3, side, side)] * 2, num_items=[2, 2], num_classes=2, with_mask=with_mask, with_semantic=True, **texts)
-    for sample, proposals in zip(batch['data_samples'], demo_mm_proposals([(3, side, side)] * 2, 20)):
+    shapes = [(getattr(model.backbone, 'in_channels', 3), side, side)] * 2
+    batch = demo_mm_inputs(2, shapes, num_items=[2, 2], num_classes=2, with_mask=with_mask, with_semantic=True, **texts)
+    for sample, proposals in zip(batch['data_samples'], demo_mm_proposals(shapes, 20)):
         sample.gt_instances.labels.zero_()
         sample.proposals = proposals  # for Fast R-CNN, which has no RPN
     return _total(model(**model.data_preprocessor(batch, True), mode='loss'))
