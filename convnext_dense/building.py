@@ -3,6 +3,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+WEIGHTS = ('init_cfg', 'pretrained', 'teacher_ckpt')
+
 
 def build(model: dict, device: str) -> nn.Module:
     """``model`` (a dict, or a list of parts in sequence) on ``device``, the meta device among them; in eval mode."""
@@ -17,7 +19,9 @@ def build(model: dict, device: str) -> nn.Module:
 
 
 def without_init(value):
-    """A copy that names no weights."""
+    """A copy that names no weights, a teacher's neither, and no norm of mmcv's that wants distributed training."""
     if isinstance(value, dict):
-        return type(value)({key: without_init(inner) for key, inner in value.items() if key not in ('init_cfg', 'pretrained')})
-    return [without_init(inner) for inner in value] if isinstance(value, list) else value
+        return type(value)({key: without_init(inner) for key, inner in value.items() if key not in WEIGHTS})
+    if isinstance(value, list):
+        return [without_init(inner) for inner in value]
+    return 'SyncBN' if isinstance(value, str) and value == 'MMSyncBN' else value

@@ -25,7 +25,7 @@ train_dataloader = dict(_delete_=True, batch_size=2, num_workers=0, sampler=dict
                         dataset={dataset})
 '''
 COCO = '''dict(type='CocoDataset', ann_file={root!r} + '/few.json', data_prefix=dict(img={root!r}, seg={root!r}), pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True, with_seg={seg}),
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask={mask}, with_seg={seg}),
     dict(type='Resize', scale=(256, 256), keep_ratio=True), dict(type='PackDetInputs')])'''
 CAMVID = '''dict(type='BaseSegDataset', data_root={root!r}, metainfo=dict(classes=[str(i) for i in range(12)]),
     img_suffix='.png', seg_map_suffix='.png', data_prefix=dict(img_path='images', seg_map_path='labels'), pipeline=[
@@ -107,7 +107,8 @@ def check(found, kind):
 @pytest.mark.parametrize('kind', DETECTORS)
 def test_swapped_detectors_overfit_a_batch(kind, few_coco, tmp_path):
     name, extra = DETECTORS[kind]
-    data = LOADER.format(dataset=COCO.format(root=str(few_coco), seg=kind == 'panoptic'))
+    data = LOADER.format(dataset=COCO.format(
+        root=str(few_coco), mask=kind in ('Mask2Former', 'panoptic'), seg=kind == 'panoptic'))
     check(losses(name, 'mmdet', data, extra, tmp_path), kind)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Swap the backbone of every config that mmdet and mmseg install, train each distinct model for a step, write the table.
 
-    python tools/census.py --out docs/census.md        (make census; about half an hour on two cores)
+    python tools/census.py --out docs/census.md        (make census; WHEN on two cores)
 
 Every config is swapped. Of configs whose swapped models are equal but for weights, losses, numbers of classes, and settings
 of training and test, one is built and run. Grounding DINO and GLIP get a BERT of two layers with random weights, since
@@ -9,14 +9,15 @@ the published one would have to be downloaded.
 """
 import argparse
 import json
+import multiprocessing
 import os
 import re
-import signal
-import sys
+import resource
 import tempfile
 import warnings
 from collections import Counter
-from multiprocessing import Pool
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from convnext_dense.swap import plan, prove
 from convnext_dense.swap.finding import LIBRARIES, at, find_owners, read_config, zoo
 from convnext_dense.swap.proof import run_step
 
-LIMIT = 300  # seconds for one config
+LIMIT = 300  # seconds for one model
 NOT_GRAPH = re.compile('init_cfg|pretrained|train_cfg|test_cfg|data_preprocessor|num_classes|loss.*')
 BERT = 'bert-base-uncased'
 STATES = dict(works='works', adapter='works with an adapter', cannot='cannot', broken='does not run before the swap', fails='fails')
@@ -41,16 +42,17 @@ def main():
     args = parser.parse_args()
     names = [(library, str(path.relative_to(zoo(library)))) for library in LIBRARIES
              for path in sorted(zoo(library).rglob('*.py')) if '_base_' not in path.parts and args.only in str(path)]
-    with tempfile.TemporaryDirectory() as folder, Pool(os.cpu_count(), start, [make_bert(folder), args.arch], maxtasksperchild=40) as pool:
-        rows = list(track(pool.imap(swap, names), 'swapping', len(names)))
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(make_bert(folder), args.arch)
+        rows = [dict(library=library, config=f'{library}/{name}', family=name.split('/')[0], **result)
+                for (library, name), result in zip(names, in_processes(swap, names, 'swapping'))]
         rows = [row for row in rows if row['state'] != 'no model']
         first = {}
         for row in rows:
             if row.get('graph'):
                 row['of'] = first.setdefault(row['graph'], row['config'])
-        chosen = [row for row in rows if row.get('of') == row['config']]
-        proofs = dict(zip(first.values(), track(pool.imap(train, [row['config'].split('/', 1) for row in chosen]),
-                                               'training a step', len(chosen))))
+        chosen = [row['config'].split('/', 1) for row in rows if row.get('of') == row['config']]
+        proofs = dict(zip(first.values(), in_processes(train, chosen, 'training a step')))
     for row in rows:
         row.update(proofs.get(row.get('of'), {}))
         if row['state'] == 'swapped':
@@ -60,70 +62,83 @@ def main():
     print(f'wrote {args.out}')
 
 
-# ---- in the workers ----
+def in_processes(function, items, what):
+    """One process for each item, so that none can take the others along: not by a crash, nor by time or memory."""
+    def one(item):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=lambda: theirs.send(limited(function, item)))
+        process.start()
+        theirs.close()
+        try:
+            result = ours.recv() if ours.poll(LIMIT) else dict(state='fails', why=f'more than {LIMIT} s')
+        except EOFError:
+            result = dict(state='fails', why='the process crashed')
+        process.kill()
+        process.join()
+        return result
 
-def start(bert, arch):
+    context = multiprocessing.get_context('fork')  # with the libraries imported
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(track(threads.map(one, items), what, len(items)))
+
+
+# ---- in the processes ----
+
+def prepare(bert, arch):
     global BERT_FOLDER, ARCH
     BERT_FOLDER, ARCH = bert, arch
-    warnings.filterwarnings('ignore')
+    import mmdet.models
+    import mmseg.models  # noqa: F401
     torch.set_num_threads(1)
-    sys.stdout = open(os.devnull, 'w')
 
-    def late(*_):
-        raise TimeoutError(f'more than {LIMIT} s')
-    signal.signal(signal.SIGALRM, late)
+
+def limited(function, item):
+    warnings.filterwarnings('ignore')
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    resource.setrlimit(resource.RLIMIT_AS, (memory * 4 // 5, memory * 4 // 5))  # address space is more than what is used
+    with open(os.devnull, 'w') as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        return function(item)
 
 
 def read(library, name):
     os.chdir(zoo(library).parent)  # a distilled model names its teacher relative to there
     cfg = read_config(zoo(library) / name)
     if isinstance(cfg.get('model'), dict):
-        cfg.model = with_bert(cfg.model)
+        cfg.model = fit_to_machine(cfg.model)
     return cfg
 
 
 def swap(item):
-    library, name = item
-    row = dict(library=library, config=f'{library}/{name}', family=name.split('/')[0])
-    signal.alarm(LIMIT)
     try:
-        cfg = read(library, name)
+        cfg = read(*item)
         if not isinstance(cfg.get('model'), dict):
-            return dict(row, state='no model')
+            return dict(state='no model')
         done = plan(cfg, ARCH)
     except ConfigError as error:
-        if 'not a config that MMEngine can read' in str(error):
-            return dict(row, state='no model')
+        if 'not a config that MMEngine can read' in str(error) or 'new-style' in str(error):  # scripts that lie among them
+            return dict(state='no model')
         refused = 'another backbone' in str(error) or 'no backbone' in str(error)
-        return dict(row, state='cannot' if refused else 'fails', why=str(error))
+        return dict(state='cannot' if refused else 'fails', why=str(error))
     except Exception as error:
-        return dict(row, state='fails', why=f'{type(error).__name__}: {error}')
-    finally:
-        signal.alarm(0)
+        return dict(state='fails', why=f'{type(error).__name__}: {error}')
     graph = json.dumps(graph_of(done.cfg.model.to_dict()), sort_keys=True, default=str)
     lost = [warning for warning in done.warnings if 'gone with it' in warning]
-    return dict(row, state='swapped', graph=graph, adapters=done.adapters, lost=lost)
+    return dict(state='swapped', graph=graph, adapters=done.adapters, lost=lost)
 
 
 def train(item):
-    """State of a model that was swapped, with the step that proves it; asks the original if the swapped one fails."""
-    signal.alarm(LIMIT)
+    """The step that proves a swapped model. If it fails, its original is asked for one."""
     try:
         proof = prove(plan(read(*item), ARCH))
         return dict(step=proof.step, unused=proof.without_gradient)
     except Exception as error:
         reason = first_reason(error)
-    finally:
-        signal.alarm(0)
-    signal.alarm(LIMIT)
     try:
         cfg = read(*item)
         run_step(at(cfg, find_owners(cfg)[0]))
     except Exception as error:
         if 'does not reach' not in str(error):  # frozen stems of old backbones
             return dict(state='broken', why=first_reason(error))
-    finally:
-        signal.alarm(0)
     return dict(state='fails', why=reason)
 
 
@@ -137,11 +152,12 @@ def graph_of(value):
     return [graph_of(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def with_bert(value):
+def fit_to_machine(value):
+    """The small BERT, and no checkpointing by fairscale, which saves memory only."""
     if isinstance(value, dict):
-        return type(value)({key: with_bert(inner) for key, inner in value.items()})
+        return type(value)({key: 0 if key == 'num_cp' else fit_to_machine(inner) for key, inner in value.items()})
     if isinstance(value, (list, tuple)):
-        return type(value)(with_bert(inner) for inner in value)
+        return type(value)(fit_to_machine(inner) for inner in value)
     return BERT_FOLDER if value == BERT else value
 
 

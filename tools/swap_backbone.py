@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Column, Table
 
 from convnext_dense import PRESETS, ConfigError, WeightsError
 from convnext_dense.swap import allow_unused, dotted, find_config, plan, prove, write_config
@@ -38,7 +37,7 @@ def main():
     out = Path(args.out)
     if out.suffix != '.py':
         parser.error(f'{out}: a config is a .py file')
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console()
     try:
         source, name = find_config(args.config)
         if out.resolve() == source.resolve():
@@ -48,37 +47,40 @@ def main():
         if not swap.changes:
             return print(f'{args.config} has this backbone: nothing to change, {out} is not written')
         if not args.no_proof:
-            with console.status('training a step on noise'):
-                proof = prove(swap)
+            try:
+                with console.status('training a step on noise'):
+                    proof = prove(swap)
+            except ConfigError as error:
+                show(console, swap)
+                sys.exit(f'ConfigError: {error}\nNothing is written. --no-proof writes the config all the same, for instance for a '
+                         'model that needs a GPU')
             swap = allow_unused(swap, proof.without_gradient)
         show(console, swap)
         if not args.no_proof:
             print('Proof: ' + STEPS[proof.step] + ' on noise, gradients reach the stem.')
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_config(swap, source, name, out, shlex.join(['tools/swap_backbone.py', *sys.argv[1:]]))
+        base = write_config(swap, source, name, out, shlex.join(['tools/swap_backbone.py', *sys.argv[1:]]))
     except (ConfigError, WeightsError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
     except OSError as error:
         sys.exit(f'{out} cannot be written: {error}')
+    if Path(base).is_absolute():
+        print(f'Note: it inherits {base}, a path of this machine: MMEngine here cannot follow {name}')
     print(f'wrote {out}')
     if args.checkpoint in PRESETS:
         print(f'The weights of {args.checkpoint} are under {PRESETS[args.checkpoint].licence}.')
 
 
 def show(console, swap):
-    table = Table(Column('key', overflow='fold'), Column('was', overflow='fold', style='red'),
-                  Column('is', overflow='fold', style='green'), Column('why', overflow='fold'))
+    """What was, what is, and why, in blocks that any terminal has room for."""
     for path, old, new, why in swap.changes:
-        table.add_row(dotted(path), brief(old), brief(new), why)
-    console.print(table)
+        console.print(dotted(path), style='bold', highlight=False, markup=False)
+        for sign, style, value in (('-', 'red', old), ('+', 'green', new)):
+            for line in [f'{key}={inner!r}' for key, inner in value.items()] if isinstance(value, dict) else [repr(value)]:
+                console.print(f'  {sign} {line}', style=style, highlight=False, markup=False, soft_wrap=True)
+        console.print(f'  {why}', style='dim', highlight=False, markup=False)
     for warning in swap.warnings:
         console.print(f'Note: {warning}', style='yellow', highlight=False, markup=False)
-
-
-def brief(value):
-    if isinstance(value, dict):
-        return '\n'.join(f'{key}={inner!r}' for key, inner in value.items())
-    return repr(value)
 
 
 if __name__ == '__main__':

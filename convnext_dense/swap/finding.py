@@ -1,4 +1,6 @@
 """A config as a user names it, and where in it the backbone is."""
+import difflib
+import glob
 import importlib.util
 from pathlib import Path
 from typing import List, Tuple
@@ -33,17 +35,25 @@ def find_config(name: str) -> Tuple[Path, str]:
     """
     path = Path(name)
     if path.is_file():
-        return path, str(path)
+        inside = [known for known in LIBRARIES if zoo(known) and zoo(known).resolve() in path.resolve().parents]
+        return path, f'{inside[0]}::{path.resolve().relative_to(zoo(inside[0]).resolve()).as_posix()}' if inside else str(path)
     library, _, rest = name.rpartition('::')
-    for known in [library] if library else LIBRARIES:
+    found = []
+    for known in LIBRARIES:
         folder = zoo(known)
-        if folder is None:
-            continue
-        found = [folder / rest] if library else sorted(folder.rglob(name.removesuffix('.py') + '.py')) if path.parent == Path() else []
-        if found and found[0].is_file():
-            return found[0], f'{known}::{found[0].relative_to(folder).as_posix()}'
+        if folder and library == known and (folder / rest).is_file():
+            found.append((folder / rest, name))
+        elif folder and not library and path.parent == Path():
+            files = sorted(folder.rglob(glob.escape(name.removesuffix('.py')) + '.py'))
+            found += [(file, f'{known}::{file.relative_to(folder).as_posix()}') for file in files]
+    if len(found) > 1:
+        raise ConfigError(f'{name} may be any of {", ".join(scoped for _, scoped in found)}: name one')
+    if found:
+        return found[0]
+    names = {file.name.removesuffix('.py') for known in LIBRARIES if zoo(known) for file in zoo(known).rglob('*.py')}
+    near = difflib.get_close_matches(Path(rest).name.removesuffix('.py'), names)
     raise ConfigError(f'no config {name}: expected a path, mmdet::FOLDER/NAME.py, mmseg::FOLDER/NAME.py, or the name of '
-                      'a config of mmdet or mmseg')
+                      'a config of mmdet or mmseg' + (f'. Near to it are {", ".join(near)}' if near else ''))
 
 
 def zoo(library):

@@ -7,7 +7,10 @@ from ..architectures import get_architecture
 from ..building import build
 from ..errors import ConfigError
 
-SIDES = dict(meta=512, cpu=256)  # of the image that they are run on, pixels; a backbone made for one size is run on that
+# Of the image that they are run on, pixels. A backbone made for one size is run on that. A neck first sees the size of
+# pedestrians, since the one that re-identifies them pools just that, then one large enough for SSD's.
+SIDES = dict(meta=512, cpu=256)
+NECK_SIZES = ('meta', (256, 128)), ('meta', (512, 512)), ('cpu', (256, 256))
 
 
 class Map(NamedTuple):
@@ -45,14 +48,14 @@ def measure_neck(cfg, maps: Sequence[Map]) -> Tuple[List[Map], List[bool]]:
     Raises:
         ConfigError: it cannot be built or run.
     """
-    for device, side in SIDES.items():
+    for device, size in NECK_SIZES:
         try:
-            inputs = [torch.zeros(1, channels, *([side // stride] * 2 if stride else []), device=device).requires_grad_()
+            inputs = [torch.zeros(1, channels, *(side // stride for side in size), device=device).requires_grad_()
                       for channels, stride in maps]
             outputs = build(cfg, device)(tuple(inputs))
             outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
             sum(output.sum() for output in outputs).backward()
-            return [_map(output, side) for output in outputs], [image.grad is not None for image in inputs]
+            return [_map(output, size[0]) for output in outputs], [image.grad is not None for image in inputs]
         except Exception as error:
             reason = error
     name = cfg.get('type') if isinstance(cfg, dict) else [part.get('type') for part in cfg]

@@ -29,6 +29,13 @@ NOT_FED = ('type', 'backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_c
 METHODS = ('dcn', 'plugins', 'stage_with_dcn', 'sac', 'gen_attention', 'stage_with_gen_attention')
 
 
+class Absent:
+    """The old value of a key that was not there."""
+
+    def __repr__(self):
+        return '-'
+
+
 class Change(NamedTuple):
     path: tuple
     old: Any
@@ -59,7 +66,7 @@ class Edits:
         if isinstance(node, tuple):
             raise ConfigError(f'{dotted(path)} stands in a tuple; write a list')
         node[path[-1]] = ConfigDict(value) if isinstance(value, dict) else value
-        self.changes.append(Change(path, copy.deepcopy(old), copy.deepcopy(value), why))
+        self.changes.append(Change(path, copy.deepcopy(old) if present else Absent(), copy.deepcopy(value), why))
 
 
 def swap_backbone(cfg: Union[str, Path, Config], arch: str, checkpoint: Optional[str] = None,
@@ -90,6 +97,10 @@ def plan(cfg, arch, checkpoint=None, output_stride=None, layer_decay=False) -> S
     preset = PRESETS.get(checkpoint)
     if preset and preset.arch != arch:
         raise ConfigError(f'the preset {checkpoint} is of arch {preset.arch}, not {arch}')
+    if checkpoint and not preset and '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise ConfigError(f'no weights at {checkpoint}: expected a preset ("tools/convert_weights.py --list" has them), a path or a URL')
+    if not isinstance(cfg, (Config, str, Path)):
+        raise ConfigError(f'expected a Config, a path or a name, not a {type(cfg).__name__}; Config(dict(...)) makes one of a dict')
     cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else read_config(find_config(str(cfg))[0])
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     edits = Edits(cfg)
@@ -97,12 +108,16 @@ def plan(cfg, arch, checkpoint=None, output_stride=None, layer_decay=False) -> S
     for owner in owners:
         if not _is_there(at(cfg, owner)['backbone'], arch, checkpoint, output_stride):
             _swap_part(edits, owner, arch, checkpoint, output_stride)
-            _set_normalisation(edits, owner, preset)
+            if checkpoint:
+                _set_normalisation(edits, owner, preset)
     if edits.changes:
         _drop_what_held_the_old(edits, owners)
         for path in other_backbones(cfg, owners):
-            edits.warnings.append(f'{dotted(path)}.backbone ({at(cfg, path)["backbone"]["type"]}) is another network: left as it is')
+            edits.warnings.append(f'{dotted(path)}.backbone ({at(cfg, path)["backbone"]["type"]}) is another network: '
+                                  'left as it is, on images that are normalised as above where the two share them')
     _set_layer_decay(edits, arch, layer_decay)
+    if edits.changes:
+        _tell_dead_names(edits, owners)
     return Swap(cfg, owners, edits.changes, edits.adapters, edits.warnings)
 
 
@@ -111,7 +126,7 @@ def allow_unused(swap: Swap, names: Sequence[str]) -> Swap:
     if not names or swap.cfg.get('find_unused_parameters'):
         return swap
     swap.cfg.find_unused_parameters = True
-    change = Change(('find_unused_parameters',), None, True, f'{", ".join(names)} get no gradient, which would stop distributed training')
+    change = Change(('find_unused_parameters',), Absent(), True, f'{", ".join(names)} get no gradient, which would stop distributed training')
     return swap._replace(changes=[*swap.changes, change])
 
 
@@ -120,7 +135,7 @@ def dotted(path) -> str:
 
 
 def _is_there(backbone, arch, checkpoint, output_stride):
-    old_checkpoint = (backbone.get('init_cfg') or {}).get('checkpoint')
+    old_checkpoint = backbone.get('type') == OURS and (backbone.get('init_cfg') or {}).get('checkpoint')
     return (backbone.get('type') == OURS and backbone.get('arch', 'tiny') == arch and checkpoint in (None, old_checkpoint)
             and output_stride in (None, backbone.get('output_stride', 32)))
 
@@ -160,38 +175,65 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     new = [Map(dims[stage], min(STRIDES[stage], output_stride)) for stage in emitted]
     index = {i: emitted.index(stages[i]) for i in used if i < len(stages)}
     _set_backbone(edits, owner, arch, checkpoint, emitted, output_stride)
-    given = new
+    given, users_neck = new, neck_path
     if beyond:
         width = neck.get('out_channels', 256) if isinstance(neck, dict) else 256
-        edits.set(neck_path, [dict(type='ChannelMapper', in_channels=list(dims[stage] for stage in emitted), kernel_size=1,
-                                   out_channels=width, act_cfg=None, num_outs=len(old)), *([neck] if neck else [])],
+        edits.set(neck_path, [dict(type='ChannelMapper', in_channels=[dims[stage] for stage in emitted], kernel_size=1,
+                                   out_channels=width, act_cfg=None, num_outs=len(used)),
+                              *(neck if isinstance(neck, list) else [neck] if neck else [])],
                   f'stride {strides[-1]} is beyond ConvNeXt: one convolution of stride 2 makes the map')
         edits.adapters.append(f'extra level at stride {strides[-1]}')
-        new, index = [Map(width, stride) for stride in strides], {i: i for i in range(len(old))}
+        new, index = [Map(width, strides[i]) for i in used], {i: k for k, i in enumerate(used)}
+        users_neck += (1,)
+    elif isinstance(neck, list):
+        users_neck += (0,)
     for i, k in index.items():
         if new[k].stride != strides[i]:
             edits.adapters.append('other stride')
             edits.warnings.append(f'a head or neck read a map at stride {strides[i]} and reads one at stride {new[k].stride}')
+    for key in parts:
+        if 'backbone' in key and key != 'backbone' and isinstance(parts[key], dict):
+            edits.warnings.append(f'{dotted(owner + (key,))} is another network: left as it is')
     shared_head = (parts.get('roi_head') or {}).get('shared_head')
     if neck:
         old_outputs = _try_neck(neck, old)
-        _rewire(edits, neck, neck_path + ((1,) if beyond else ()), old, new, index, neck=True)
-        _shift_levels(edits, neck_path, min(used))
+        _rewire(edits, at(edits.cfg, users_neck), users_neck, old, new, index, neck=True)
+        _shift_levels(edits, users_neck, min(used))
         if old_outputs is None:  # said by _used
             return
         old, new = old_outputs, measure_neck(at(edits.cfg, neck_path), given)[0]
         if len(old) != len(new):
             raise ConfigError(f'the neck emitted {len(old)} maps and now {len(new)}')
+        _check_strides(parts, owner, [one.stride for one in old], [one.stride for one in new])
         index = {i: i for i in range(len(new))}
     elif shared_head and not list(bindings(shared_head, (), old)):
         _drop_shared_head(edits, owner, old, new)
+    if not neck and index:
+        _check_strides(parts, owner, [strides[i] for i in index], [new[k].stride for k in index.values()])
     if [one.channels for one in old] != [one.channels for one in new] or any(i != k for i, k in index.items()):
-        for key in [key for key in parts if key not in NOT_FED]:
+        for key in _fed(parts):
             _rewire(edits, parts[key], owner + (key,), old, new, index)
     widths = [one.channels for one in measured]
     if len(widths) > 1 and widths != [dims[stage] for stage in emitted]:
         for path in _lists(edits.cfg.to_dict(), (), widths):
-            edits.warnings.append(f"{dotted(path)} still holds the old widths: it is not known to take the backbone's maps")
+            edits.warnings.append(f'{dotted(path)} still holds the old widths: neck and heads that took them from there are '
+                                  'set, anything else that reads it is not')
+
+
+def _check_strides(node, path, old, new):
+    """Anchors and regions are placed by strides that heads are told; on maps of other strides they would be elsewhere.
+
+    Raises:
+        ConfigError: the strides have changed and a head has been told the old ones.
+    """
+    if old == new:
+        return
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ():
+        if str(key).endswith('strides') and key not in ('backbone', 'neck') and value:
+            raise ConfigError(f'{dotted(path + (key,))} is {value}, but the maps at strides {old} would be at {new}: boxes would '
+                              'be misplaced. Leave output_stride as the old backbone has it')
+        if key not in ('backbone', 'neck'):
+            _check_strides(value, path + (key,), old, new)
 
 
 def _lists(node, path, wanted):
@@ -206,9 +248,9 @@ def _lists(node, path, wanted):
 def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old):
     """U-Net is encoder and decoder in one. In its place the head reads all of ConvNeXt's maps, resized and concatenated."""
     parts, dims = at(edits.cfg, owner), list(get_architecture(arch).dims)
-    if 'decode_head' not in parts or parts.get('neck'):
-        raise ConfigError(f'{parts["backbone"]["type"]} emits its maps from deep to shallow; only a decode_head without a '
-                          'neck can be given ConvNeXt\'s instead')
+    if not isinstance(parts.get('decode_head'), dict) or parts.get('neck'):
+        raise ConfigError(f'{parts["backbone"]["type"]} emits its maps from deep to shallow; only a single decode_head '
+                          'without a neck can be given ConvNeXt\'s instead')
     edits.adapters.append('decoder of the backbone replaced by concatenated maps')
     stages, deep, why = list(range(4)), 2, 'the old backbone had a decoder; ConvNeXt has not'
     output_stride = output_stride or STRIDES[-1]
@@ -222,6 +264,11 @@ def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old):
             edits.set(path + (key,), value, f'{why}: the auxiliary head reads stage {deep}, as in the official recipes')
     edits.warnings.append(f'heads read maps at strides {[one.stride for one in old]} and read maps at strides '
                           f'{[min(stride, output_stride) for stride in STRIDES]}: their output is coarser')
+
+
+def _fed(parts) -> List[str]:
+    """What may be given the maps: not a second backbone."""
+    return [key for key in parts if key not in NOT_FED and 'backbone' not in key]
 
 
 def _choose_stages(strides: Sequence[int]) -> Tuple[List[int], int]:
@@ -243,18 +290,24 @@ def _used(edits, owner, neck, old) -> List[int]:
     if not neck:
         parts = at(edits.cfg, owner)
         found = {key: [i for binding in bindings(parts[key], (key,), old) for i in binding.indices]
-                 for key in parts if key not in NOT_FED}
+                 for key in _fed(parts)}
         # A head whose widths are not recognised may read any map.
         if any('in_channels' in parts[key] and not found[key] for key in found if isinstance(parts[key], dict)):
             return every
         return sorted({i for indices in found.values() for i in indices}) or every
     try:
-        used = measure_neck(neck, old)[1]
+        outputs, used = measure_neck(neck, old)
     except ConfigError as error:
         edits.warnings.append(f'{error}. What it reads and emits is taken to be all maps, as wide as before')
         return every
-    read = [i for i in every if used[i]]
-    return every[read[0]:read[-1] + 1] if read else every
+    read = [i for i in every if used[i]] or every
+    read = every[read[0]:read[-1] + 1]
+    # Can it do without the others? NAS-FCOS's neck looks at the sizes of maps that it does not read.
+    trial, kept = Edits(Config(dict(neck=copy.deepcopy(neck)))), [old[i] for i in read]
+    path = ('neck', 0) if isinstance(neck, list) else ('neck',)
+    _rewire(trial, at(trial.cfg, path), path, old, kept, {i: k for k, i in enumerate(read)}, neck=True)
+    _shift_levels(trial, path, read[0])
+    return read if _try_neck(trial.cfg.neck, kept) == outputs else every
 
 
 def _try_neck(neck, maps):
@@ -267,7 +320,6 @@ def _try_neck(neck, maps):
 def _shift_levels(edits, path, dropped):
     """Levels of a neck count from the first map that it is given."""
     neck = at(edits.cfg, path)
-    path, neck = (path + (0,), neck[0]) if isinstance(neck, list) else (path, neck)
     for key in ('start_level', 'end_level'):
         if dropped and neck.get(key, 0) > 0:
             edits.set(path + (key,), neck[key] - dropped,
@@ -323,7 +375,7 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride):
             new['in_channels'] = old['in_channels']
         if old.get('with_cp'):
             new['checkpointing'] = 'block'
-        if old.get('frozen_stages', -1) >= len(STRIDES):  # all of it
+        if _is_frozen(old):
             new['frozen_stages'] = len(STRIDES)
         left = [key for key in METHODS if old.get(key)]
         if left:
@@ -337,13 +389,24 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride):
                               '--output-stride 32 is the ordinary ConvNeXt')
     if checkpoint:
         new['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
-    why = f'drop path {new["drop_path_rate"]} is for short schedules, the official recipes have more'
+    why = 'this drop path is for short schedules, the official recipes have more'
     if old.get('frozen_stages', -1) >= 0 and 'frozen_stages' not in new:
-        why += f'; {old["frozen_stages"]} frozen stages are not kept: ConvNeXt is fine-tuned whole'
+        why += f'; frozen_stages={old["frozen_stages"]} is not kept, ConvNeXt is fine-tuned whole'
     edits.set(owner + ('backbone',), new, why)
     if not checkpoint:
         frozen = ', and is frozen' if new.get('frozen_stages') == len(STRIDES) else ''
-        edits.warnings.append(f'the backbone starts from random weights{frozen}: name pretrained ones with checkpoint')
+        edits.warnings.append(f'the backbone starts from random weights{frozen}, and images keep their normalisation: name '
+                              'pretrained weights with checkpoint')
+
+
+def _is_frozen(backbone) -> bool:
+    """All of it."""
+    try:
+        built = build(backbone, 'meta')
+        built.train()
+        return not any(parameter.requires_grad for parameter in built.parameters())
+    except Exception:  # mmpretrain's, where that cannot be imported
+        return False
 
 
 # ---- what else knew the old backbone ----
@@ -361,8 +424,9 @@ def _set_normalisation(edits, owner, preset):
         if isinstance(at(edits.cfg, path).get('data_preprocessor'), dict):  # of several branches
             path += ('data_preprocessor',)
         node = at(edits.cfg, path)
-        if len(node.get('mean') or mean) != 3:
-            edits.warnings.append(f'{dotted(path)} is for other bands than RGB: left as it is')
+        bands, old = at(edits.cfg, owner)['backbone'].get('in_channels', 3), node.get('mean')
+        if bands != 3 or old and (len(old) != 3 or any(old) and not 1 < max(old) <= 255):
+            edits.warnings.append(f'{dotted(path)} is for other images than RGB of 8 bits ({bands} bands, mean {old}): left as it is')
             continue
         why = 'what the weights were trained with' if preset else "ImageNet's, in RGB, as ConvNeXt's weights expect"
         edits.set(path + ('mean',), list(mean), why)
@@ -381,8 +445,15 @@ def _drop_what_held_the_old(edits, owners):
             node = at(edits.cfg, owner[:k])
             if node.get('pretrained'):
                 edits.set(owner[:k] + ('pretrained',), None, 'weights of the old backbone')
-            if (node.get('init_cfg') or {}).get('type') == 'Pretrained':
-                edits.set(owner[:k] + ('init_cfg',), None, 'weights of a model with the old backbone')
+            inits = node.get('init_cfg') or []
+            inits = inits if isinstance(inits, list) else [inits]
+            kept = [init for init in inits if init.get('type') != 'Pretrained']
+            if kept != inits:
+                edits.set(owner[:k] + ('init_cfg',), kept or None, 'weights of a model with the old backbone')
+    if edits.cfg.get('resume'):
+        edits.set(('resume',), False, 'it would look for a checkpoint of the old backbone')
+    if edits.cfg.get('work_dir'):
+        edits.warnings.append(f'work_dir is {edits.cfg.work_dir}, as before: name another one, or logs and checkpoints of both mix')
     if edits.cfg.get('load_from'):
         edits.set(('load_from',), None, 'a model with the old backbone: MMEngine would load what happens to fit, silently')
     names = (edits.cfg.get('custom_imports') or {}).get('imports') or []
@@ -412,6 +483,13 @@ def _set_layer_decay(edits, arch, wanted):
     if kind != 'AdamW':
         edits.set(('optim_wrapper', 'optimizer'), dict(type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05),
                   f'{why}; the rate is for 16 images a step')
+        schedulers = edits.cfg.get('param_scheduler') or []
+        for i, scheduler in enumerate(schedulers) if isinstance(schedulers, list) else [(None, schedulers)]:
+            if scheduler.get('eta_min'):
+                edits.set(('param_scheduler',) + (() if i is None else (i,)) + ('eta_min',), 0., 'an end for the old rate, which was larger')
+    for key, default in dict(lr=1e-3, weight_decay=1e-2).items():
+        if key not in optim.optimizer:
+            edits.set(('optim_wrapper', 'optimizer', key), default, "torch's default, which layer-wise decay has to know")
     edits.set(('optim_wrapper', 'constructor'), 'convnext_dense.LayerDecayOptimWrapperConstructor', why)
     decay = dict(SEGMENTATION_DECAY if edits.cfg.get('default_scope') == 'mmseg' else DETECTION_DECAY)
     old_keys = (optim.get('paramwise_cfg') or {}).get('custom_keys') or {}
@@ -422,7 +500,32 @@ def _set_layer_decay(edits, arch, wanted):
     custom = {key: dict(value) for key, value in old_keys.items() if any(key in name for name in names)}
     if custom:
         decay['custom_keys'] = custom
+    lost = sorted({*(optim.get('paramwise_cfg') or {})} - {'custom_keys', 'num_layers', 'decay_rate', 'decay_type', 'layer_decay_rate'})
+    lost += [f'custom_keys[{key!r}]' for key in old_keys if key not in custom]
+    if lost:
+        edits.warnings.append(f'of paramwise_cfg these are gone, layer-wise decay has no place for them: {", ".join(lost)}')
     edits.set(('optim_wrapper', 'paramwise_cfg'), decay, f'{why}; keys of the heads are kept')
+
+
+def _tell_dead_names(edits, owners):
+    """Layers of the old backbone that hooks, optimisers and the like name, and ConvNeXt has not."""
+    names = [name for name, _ in build(at(edits.cfg, owners[0])['backbone'], 'meta').named_parameters()]
+    dead = {}
+    for path, text in _strings(edits.cfg.to_dict(), ()):
+        tail = text.rpartition('backbone.')[2]
+        if 'backbone.' in text and not any(name.startswith(tail) for name in names):
+            dead.setdefault(dotted(path), []).append(text)
+    for path, texts in dead.items():
+        edits.warnings.append(f'{path} names what ConvNeXt has not: {", ".join(texts[:3])}{" ..." if len(texts) > 3 else ""}')
+
+
+def _strings(node, path):
+    """Every string below, keys too, with the path of the dict or list that holds it."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ():
+        for text in (key, value):
+            if isinstance(text, str):
+                yield path, text
+        yield from _strings(value, path + (key,))
 
 
 def _plain(value):

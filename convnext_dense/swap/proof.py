@@ -1,6 +1,7 @@
 """A swapped config is built at full size, and trained for one step with one block a stage."""
 import copy
 import logging
+import re
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +21,9 @@ from ..weights import load_weights
 from .finding import at
 from .plan import Swap, dotted
 
-SIDES = 128, 320, 512  # of the image, pixels: the first that a model can do with
+# Height and width of the image, pixels: the first that a model can do with. Pedestrians are higher than wide.
+SIZES = (128, 128), (256, 128), (320, 320), (512, 512)
+TOO_SMALL = re.compile('greater than actual input|too small|smaller than kernel|index k out of range')
 
 
 class Proof(NamedTuple):
@@ -48,10 +51,10 @@ def _prove(swap, owner):
     _settle(model, swap.cfg, owner)
     try:
         backbone = build(model, 'meta').backbone
-        backbone(torch.zeros(2, backbone.in_channels, SIDES[0], SIDES[0], device='meta'))
+        backbone(torch.zeros(2, backbone.in_channels, *SIZES[0], device='meta'))
     except Exception as error:
         raise ConfigError(f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}') from error
-    checkpoint = (model.backbone.get('init_cfg') or {}).get('checkpoint')
+    checkpoint = (model.backbone.get('init_cfg') or {}).get('checkpoint')  # of ours, so not a list
     if checkpoint and Path(checkpoint).is_file():
         load_weights(ConvNeXt(**{key: value for key, value in model.backbone.items() if key not in ('type', 'init_cfg')}), checkpoint)
     arch = get_architecture(model.backbone.arch)
@@ -59,7 +62,7 @@ def _prove(swap, owner):
     try:
         return run_step(model)
     except Exception as error:
-        raise ConfigError(f'{dotted(owner)} does not train on ConvNeXt: {type(error).__name__}: {error}') from error
+        raise ConfigError(f'{dotted(owner)} does not train on ConvNeXt: {error}') from error
 
 
 def run_step(cfg) -> Proof:
@@ -71,34 +74,36 @@ def run_step(cfg) -> Proof:
     for key, value in dict(iter=0, max_iters=1, epoch=0, max_epochs=1).items():
         clock.update_info(key, value)
     reasons = []
-    for step, run, side in _attempts(model):
+    for step, run, size in _attempts(model):
+        if size != SIZES[0] and not any(TOO_SMALL.search(reason) for reason in reasons):
+            continue
         model.zero_grad()
         try:
-            loss = run(model, side)
+            loss = run(model, size)
             loss.backward()
         except Exception as error:
-            reasons.append(f'{type(error).__name__}: {error}')
+            reasons.append(f'{step} at {size[0]} x {size[1]} pixels: {type(error).__name__}: {error}')
             continue
         stem = next(model.backbone.parameters()).grad
         if stem is None or not stem.isfinite().all() or not stem.abs().sum() > 0 or not loss.isfinite():
-            reasons.append(f'a {step} of {float(loss.detach()):.3g}, which does not reach the stem')
+            reasons.append(f'a {step} at {size[0]} x {size[1]} pixels of {float(loss.detach()):.3g}, which does not reach the stem')
             continue
         return Proof(step, float(loss.detach()), [name for name, p in model.backbone.named_parameters() if p.grad is None])
-    raise ConfigError('; '.join(dict.fromkeys(reasons)))
+    raise ConfigError('\n  '.join(['nothing of it runs:', *dict.fromkeys(reasons)]))
 
 
 def _attempts(model):
     """What is run, the first that works counts: not every loss takes masks, and SSD's levels need a larger image."""
     losses = [_segmentation_loss] if hasattr(model, 'decode_head') else [
         _detection_loss, partial(_detection_loss, with_mask=False), _video_loss]
-    yield from (('loss', loss, side) for side in SIDES for loss in losses)
-    yield from (('forward', _forward, side) for side in SIDES)
+    yield from (('loss', loss, size) for size in SIZES for loss in losses)
+    yield from (('forward', _forward, size) for size in SIZES)
 
 
-def _detection_loss(model, side, with_mask=True):
+def _detection_loss(model, size, with_mask=True):
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals
     texts = dict(texts=['a . b .'] * 2, custom_entities=True) if hasattr(model, 'language_model') else {}
-    shapes = [(getattr(model.backbone, 'in_channels', 3), side, side)] * 2
+    shapes = [(getattr(model.backbone, 'in_channels', 3), *size)] * 2
     batch = demo_mm_inputs(2, shapes, num_items=[2, 2], num_classes=2, with_mask=with_mask, with_semantic=True, **texts)
     for sample, proposals in zip(batch['data_samples'], demo_mm_proposals(shapes, 20)):
         sample.gt_instances.labels.zero_()
@@ -106,31 +111,33 @@ def _detection_loss(model, side, with_mask=True):
     return _total(model(**model.data_preprocessor(batch, True), mode='loss'))
 
 
-def _segmentation_loss(model, side):
+def _segmentation_loss(model, size):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
-    labels = torch.arange(side * side).reshape(1, side, side) // (side * side // 2)
-    shape = dict(img_shape=(side, side), ori_shape=(side, side), pad_shape=(side, side))
+    labels = (torch.arange(size[0] * size[1]) % 2).reshape(1, *size)
+    shape = dict(img_shape=size, ori_shape=size, pad_shape=size)
     samples = [SegDataSample(gt_sem_seg=PixelData(data=labels.clone()), metainfo=shape) for _ in range(2)]
-    return _total(model(_images(model, side), samples, mode='loss'))
+    images = torch.randint(0, 256, (2, getattr(model.backbone, 'in_channels', 3), *size), dtype=torch.uint8)
+    batch = model.data_preprocessor(dict(inputs=list(images), data_samples=samples), True)
+    return _total(model(batch['inputs'], batch['data_samples'], mode='loss'))
 
 
-def _video_loss(model, side):
+def _video_loss(model, size):
     from mmdet.testing import demo_track_inputs
-    batch = demo_track_inputs(1, 2, image_shapes=(3, side, side), num_classes=2, with_mask=True)
+    batch = demo_track_inputs(1, 2, image_shapes=(3, *size), num_classes=2, with_mask=True)
     for sample in batch['data_samples']:
         for frame in sample:
             frame.gt_instances.labels.zero_()
     return _total(model(**model.data_preprocessor(batch, True), mode='loss'))
 
 
-def _forward(model, side):
+def _forward(model, size):
     """Where the training wants data of its own kind: the raw outputs."""
-    return _sum(model(_images(model, side), mode='tensor'))
+    return _sum(model(_images(model, size), mode='tensor'))
 
 
-def _images(model, side):
-    return torch.randn(2, getattr(model.backbone, 'in_channels', 3), side, side)
+def _images(model, size):
+    return torch.randn(2, getattr(model.backbone, 'in_channels', 3), *size)
 
 
 def _total(losses):

@@ -1,16 +1,18 @@
 """The swap as a text config that inherits the old one and states what changed."""
+import math
 import os
+from keyword import iskeyword
 from pathlib import Path
 
 from ..errors import ConfigError
 from .finding import at, read_config
-from .plan import Swap, _plain
+from .plan import Absent, Swap
 
 WIDTH = 120
 
 
-def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -> None:
-    """Write ``out``, and read it back to see that it says what the swap says.
+def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -> str:
+    """Write ``out``, and read it back to see that it says what the swap says. Returns the base that it inherits.
 
     Args:
         source: path of the old config.
@@ -19,7 +21,7 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
     Raises:
         ConfigError: the file does not come out as the swapped config.
     """
-    relative = os.path.relpath(source, out.parent)
+    relative = os.path.relpath(source.resolve(), out.parent.resolve())
     bases = [name] if '::' in name else []
     bases += [relative if not relative.startswith(os.pardir * 3) and '::' not in name else str(source.resolve())]
     text = '\n\n'.join(f'{key} = {_text(value, 0, len(key) + 3)}' for key, value in overlay(swap).items())
@@ -31,9 +33,9 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
         except ConfigError as error:
             reason = error
             continue
-        wrong = [key for key in {*written, *swap.cfg} if _plain(_dict(written.get(key))) != _plain(_dict(swap.cfg.get(key)))]
+        wrong = [key for key in {*written, *swap.cfg} if _comparable(written.get(key)) != _comparable(swap.cfg.get(key))]
         if not wrong:
-            return
+            return base
         reason = f'{", ".join(wrong)} came out otherwise'
     if before is None:
         out.unlink()
@@ -50,7 +52,7 @@ def overlay(swap: Swap) -> dict:
         for depth, key in enumerate(path):
             here = at(swap.cfg, path[:depth + 1])
             if depth == len(path) - 1 or isinstance(here, (list, tuple)):
-                replaced = isinstance(here, dict) and isinstance(old, dict)
+                replaced = isinstance(here, dict) and not isinstance(old, Absent)
                 node[key] = dict(_delete_=True, **_dict(here)) if replaced else _dict(here)
                 break
             node = node.setdefault(key, {})
@@ -60,15 +62,24 @@ def overlay(swap: Swap) -> dict:
 
 
 def _dict(value):
-    """Plain, and without the scope that MMEngine notes in what comes from another package."""
+    """In plain dicts."""
     if isinstance(value, dict):
-        return {key: _dict(inner) for key, inner in value.items() if key != '_scope_'}
+        return {key: _dict(inner) for key, inner in value.items()}
     return type(value)(_dict(inner) for inner in value) if isinstance(value, (list, tuple)) else value
+
+
+def _comparable(value):
+    """Without the scope that MMEngine notes in what comes from another package; NaN equals NaN."""
+    if isinstance(value, dict):
+        return {key: _comparable(inner) for key, inner in value.items() if key != '_scope_'}
+    if isinstance(value, (list, tuple)):
+        return [_comparable(inner) for inner in value]
+    return 'nan' if value != value else value
 
 
 def _text(value, indent, used=0) -> str:
     """As people write configs: on one line where it fits, else a key a line."""
-    if isinstance(value, dict) and all(isinstance(key, str) and key.isidentifier() for key in value):
+    if isinstance(value, dict) and all(isinstance(key, str) and key.isidentifier() and not iskeyword(key) for key in value):
         items = [(f'{key}=', inner) for key, inner in value.items()]
         left, right = 'dict(', ')'
     elif isinstance(value, dict):
@@ -78,7 +89,8 @@ def _text(value, indent, used=0) -> str:
         items = [('', inner) for inner in value]
         left, right = ('[', ']') if isinstance(value, list) else ('(', ',)' if len(value) == 1 else ')')
     else:
-        return repr(value)
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return repr(value) if finite else f"float('{value}')"
     short = left + ', '.join(key + _text(inner, 0, -WIDTH * WIDTH) for key, inner in items) + right
     if indent + used + len(short) < WIDTH:
         return short
