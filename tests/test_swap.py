@@ -13,9 +13,9 @@ from mmengine.registry import MODELS, init_default_scope
 
 from convnext_dense import ConfigError, swap_backbone
 from convnext_dense.building import build
-from convnext_dense.swap import plan, prove, write_config
+from convnext_dense.swap import allow_unused, plan, prove, write_config
+from convnext_dense.swap.editing import plain
 from convnext_dense.swap.finding import at, find_config, read_config
-from convnext_dense.swap.plan import _plain, allow_unused
 
 T = [96, 192, 384, 768]  # dims of tiny
 DET, SEG = 'mmdet', 'mmseg'
@@ -98,14 +98,14 @@ def value(cfg, key):
 def test_widths_and_strides(name):
     swap = plan(name, 'tiny', 'tiny_in22k')
     for key, wanted in CASES[name].items():
-        assert _plain(value(swap.cfg, key)) == _plain(wanted), key
+        assert plain(value(swap.cfg, key)) == plain(wanted), key
     # and nothing else, but what names the old weights, normalises images, or follows from the depths
     old = read_config(find_config(name)[0])
     allowed = {'backbone', 'pretrained', 'mean', 'std', 'bgr_to_rgb', 'init_cfg', 'load_from', 'num_layers', 'imports'}
     changed = {'.'.join(map(str, change.path[1:])) for change in swap.changes if change.path[-1] not in allowed}
     assert changed <= set(CASES[name]) | {'neck'}
     for change in swap.changes:
-        assert _plain(at(swap.cfg, change.path)) != _plain(change.old)
+        assert plain(at(swap.cfg, change.path)) != plain(change.old)
     assert old.train_dataloader == swap.cfg.train_dataloader if 'train_dataloader' in old else True
 
 
@@ -140,7 +140,7 @@ def test_methods_that_cannot(name):
 def test_twice_is_once_and_again_is_nothing(name):
     twice = plan(plan(name, 'tiny').cfg, 'base', 'base_in22k')
     once = plan(name, 'base', 'base_in22k')
-    assert _plain(twice.cfg.to_dict()) == _plain(once.cfg.to_dict())
+    assert plain(twice.cfg.to_dict()) == plain(once.cfg.to_dict())
     assert not plan(once.cfg, 'base').changes and not plan(once.cfg, 'base', 'base_in22k').changes
 
 
@@ -279,7 +279,7 @@ def test_written_configs_are_short_and_come_out_the_same(name, tmp_path):
     for arch in ('tiny', 'v2_base'):
         swap, out = plan(source, arch, layer_decay=True), tmp_path / f'{arch}.py'
         write_config(swap, source, scoped, out, 'made by hand')
-        assert _plain(read_config(out).model.to_dict().get('neck')) == _plain(swap.cfg.model.to_dict().get('neck'))
+        assert plain(read_config(out).model.to_dict().get('neck')) == plain(swap.cfg.model.to_dict().get('neck'))
         model = MODELS.build
         init_default_scope(swap.cfg.default_scope)
         assert model(Config.fromfile(out).model) if 'mmpretrain' not in name and arch == 'tiny' else True
@@ -541,7 +541,7 @@ def test_unusual_values_come_back(tmp_path):
     swap = plan(source, 'tiny', layer_decay=True)
     write_config(swap, Path(source), source, tmp_path / 'link/new.py', '')
     written = Config.fromfile(tmp_path / 'out/new.py')
-    assert written.model.auxiliary_head[0].extra == {'lambda': float('inf'), 'class': 2} and written.nothing != written.nothing
+    assert written.model.auxiliary_head[0].init_cfg == {'lambda': float('inf'), 'class': 2} and written.nothing != written.nothing
     assert written.model.auxiliary_head[0]._scope_ == 'mmseg'
 
 
@@ -550,7 +550,7 @@ _base_ = {!r}
 nothing = float('nan')
 optim_wrapper = dict(paramwise_cfg=None)
 model = dict(auxiliary_head=[dict(type='FCNHead', _scope_='mmseg', in_channels=1024, in_index=2, channels=256, num_classes=19,
-                                  extra={{'lambda': float('inf'), 'class': 2}})])
+                                  init_cfg={{'lambda': float('inf'), 'class': 2}})])
 '''
 
 

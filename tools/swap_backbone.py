@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from convnext_dense import PRESETS, ConfigError, WeightsError
-from convnext_dense.swap import allow_unused, dotted, find_config, plan, prove, write_config
+from convnext_dense.swap import Absent, allow_unused, dotted, find_config, plan, prove, write_config
 
 
 STEPS = dict(loss='one training step', forward='forward and backward of the raw outputs (the loss needs data of its own kind)')
@@ -76,7 +76,8 @@ def show(console, swap):
     for path, old, new, why in swap.changes:
         console.print(dotted(path), style='bold', highlight=False, markup=False)
         for sign, style, value in (('-', 'red', old), ('+', 'green', new)):
-            for line in [f'{key}={inner!r}' for key, inner in value.items()] if isinstance(value, dict) else [repr(value)]:
+            lines = [f'{key}={inner!r}' for key, inner in value.items()] if isinstance(value, dict) else [repr(value)]
+            for line in [] if isinstance(value, Absent) else lines:
                 console.print(f'  {sign} {line}', style=style, highlight=False, markup=False, soft_wrap=True)
         console.print(f'  {why}', style='dim', highlight=False, markup=False)
     for warning in swap.warnings:

@@ -19,7 +19,8 @@ from ..building import build, without_init
 from ..errors import ConfigError
 from ..weights import load_weights
 from .finding import at
-from .plan import Swap, dotted
+from .editing import dotted
+from .plan import Swap
 
 # Height and width of the image, pixels: the first that a model can do with. Pedestrians are higher than wide.
 SIZES = (128, 128), (256, 128), (320, 320), (512, 512)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from .finding import at, read_config
-from .plan import Absent, Swap
+from .editing import Absent
+from .plan import Swap
 
 WIDTH = 120
 
