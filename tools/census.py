@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Swap the backbone of every config that mmdet and mmseg install, train each distinct model for a step, write the table.
 
-    python tools/census.py --out docs/census.md        (make census; WHEN on two cores)
+    python tools/census.py --out docs/census.md        (make census; half an hour or so on two cores)
 
 Every config is swapped. Of configs whose swapped models are equal but for weights, losses, numbers of classes, and settings
 of training and test, one is built and run. Grounding DINO and GLIP get a BERT of two layers with random weights, since
