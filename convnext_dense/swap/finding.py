@@ -3,7 +3,7 @@ import difflib
 import glob
 import importlib.util
 from pathlib import Path
-from typing import List, Tuple
+from typing import Iterator, List, Tuple
 
 from mmengine.config import Config
 
@@ -102,8 +102,11 @@ def find_owners(cfg: Config) -> List[tuple]:
     model = cfg.get('model')
     if not isinstance(model, dict) or not isinstance(model.get('type'), str):
         raise ConfigError('the config has no model with a type: nothing to swap')
-    _refuse(model)
-    found = list(_backbones(model, ('model',)))
+    for _, node in walk(model):
+        kind = str(node.get('type', '')).rpartition('.')[2] if isinstance(node, dict) else None
+        if kind in REFUSED:
+            raise ConfigError(f'{kind} cannot be given another backbone: {REFUSED[kind]}')
+    found = [(path[:-1], node) for path, node in walk(model, ('model',)) if path[-1] == 'backbone' and _is_network(node)]
     if not found:
         raise ConfigError(f'{model.type} has no backbone: nothing to swap')
     first_path, first = min(found, key=lambda item: len(item[0]))
@@ -111,7 +114,9 @@ def find_owners(cfg: Config) -> List[tuple]:
 
 
 def other_backbones(cfg: Config, owners: List[tuple]) -> List[tuple]:
-    return [path for path, _ in _backbones(cfg.model, ('model',)) if path not in owners]
+    """Paths of the networks that are backbones by name, but for those of ``owners``."""
+    return [path for path, node in walk(cfg.model, ('model',))
+            if 'backbone' in str(path[-1]) and _is_network(node) and (path[:-1] not in owners or path[-1] != 'backbone')]
 
 
 def at(node, path):
@@ -120,21 +125,12 @@ def at(node, path):
     return node
 
 
-def _backbones(node, path):
-    if isinstance(node, dict):
-        if isinstance(node.get('backbone'), dict) and 'type' in node['backbone']:
-            yield path, node['backbone']
-        for key, value in node.items():
-            yield from _backbones(value, path + (key,))
-    elif isinstance(node, (list, tuple)):
-        for i, value in enumerate(node):
-            yield from _backbones(value, path + (i,))
+def walk(node, path=()) -> Iterator[tuple]:
+    """(path, value) of ``node`` and of everything in it."""
+    yield path, node
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ():
+        yield from walk(value, path + (key,))
 
 
-def _refuse(node):
-    if isinstance(node, dict):
-        kind = str(node.get('type', '')).rpartition('.')[2]
-        if kind in REFUSED:
-            raise ConfigError(f'{kind} cannot be given another backbone: {REFUSED[kind]}')
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        _refuse(value)
+def _is_network(node):
+    return isinstance(node, dict) and 'type' in node

@@ -18,8 +18,8 @@ class Map(NamedTuple):
     stride: int  # of the image; 0 for a vector
 
 
-def measure_backbone(cfg: dict) -> List[Map]:
-    """The maps that it emits, in its order.
+def measure_backbone(cfg: dict) -> Tuple[List[Map], bool]:
+    """The maps that it emits, in its order, and whether all of it is frozen.
 
     Raises:
         ConfigError: it cannot be built or run.
@@ -27,15 +27,18 @@ def measure_backbone(cfg: dict) -> List[Map]:
     if cfg.get('type') == 'mmpretrain.ConvNeXt':  # the same network, from a package that often cannot be imported
         chosen = cfg.get('out_indices', -1)
         dims = get_architecture(cfg.get('arch', 'tiny')).dims
-        return [Map(dims[i], 4 * 2**(i % 4)) for i in ([chosen] if isinstance(chosen, int) else chosen)]
+        return [Map(dims[i], 4 * 2**(i % 4)) for i in ([chosen] if isinstance(chosen, int) else chosen)], False
     channels = cfg.get('in_channels', 3)
     own = cfg.get('img_size')
     own_side = own if isinstance(own, int) or not own else own[0]
     for device, side in (*SIDES.items(), *(((device, own_side) for device in SIDES) if own else ())):
         try:
+            backbone = build(cfg, device)
             with torch.no_grad():
-                outputs = build(cfg, device)(torch.zeros(1, channels, side, side, device=device))
-            return [_map(output, side) for output in outputs]
+                outputs = backbone(torch.zeros(1, channels, side, side, device=device))
+            backbone.train()  # some freeze their layers only here
+            frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
+            return [_map(output, side) for output in outputs], frozen
         except Exception as error:
             reason = error
     raise ConfigError(f'the backbone {cfg.get("type")} cannot be built and run, so its maps are not known: '

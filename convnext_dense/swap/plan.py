@@ -12,8 +12,8 @@ from ..architectures import ARCHITECTURES, get_architecture
 from ..building import build
 from ..errors import ConfigError
 from ..weights import PRESETS
-from .editing import Absent, Change, Edits, dotted
-from .finding import at, find_config, find_owners, other_backbones, read_config
+from .editing import Absent, Change, Edits, dotted, plain
+from .finding import at, find_config, find_owners, other_backbones, read_config, walk
 from .measuring import Map, measure_backbone, measure_neck
 from .surroundings import drop_old_weights, set_layer_decay, set_normalisation, tell_dead_names
 from .wiring import bindings
@@ -79,7 +79,7 @@ def plan(cfg, arch, checkpoint=None, output_stride=None, layer_decay=False) -> S
     if edits.changes:
         drop_old_weights(edits, owners)
         for path in other_backbones(cfg, owners):
-            edits.warnings.append(f'{dotted(path)}.backbone ({at(cfg, path)["backbone"]["type"]}) is another network: '
+            edits.warnings.append(f'{dotted(path)} ({at(cfg, path)["type"]}) is another network: '
                                   'left as it is, on images that are normalised as above where the two share them')
     set_layer_decay(edits, arch, layer_decay)
     if edits.changes:
@@ -108,11 +108,11 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     """Choose a stage for each map that is used, then rewire neck and heads to the new widths."""
     parts = at(edits.cfg, owner)
     neck_path, neck, dims = owner + ('neck',), parts.get('neck'), get_architecture(arch).dims
-    old = measure_backbone(parts['backbone'])
+    old, frozen = measure_backbone(parts['backbone'])
     strides = [one.stride for one in old]
 
     if len(old) > 1 and strides == sorted(set(strides), reverse=True):  # deep to shallow, as U-Net's decoder emits them
-        return _replace_decoder(edits, owner, arch, checkpoint, output_stride, old)
+        return _replace_decoder(edits, owner, arch, checkpoint, output_stride, old, frozen)
     if len(old) > 1 and len(set(old)) == 1:  # a plain ViT: maps of different depth, alike in size
         pyramid = measure_neck(neck, old)[0] if neck else old
         if len(set(pyramid)) > 1:
@@ -127,7 +127,7 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     if 0 in strides:
         raise ConfigError(f'{parts["backbone"]["type"]} emits vectors, not maps: there is no dense prediction to swap it in')
 
-    measured, used = old, _used(edits, owner, neck, old)
+    measured, (used, old_outputs) = old, _used(edits, owner, neck, old)
     beyond = sum(stride > STRIDES[-1] for stride in strides)
     stages, own_stride = _choose_stages(strides[:len(strides) - beyond])
     output_stride = output_stride or own_stride
@@ -136,16 +136,10 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
         raise ConfigError(f'the neck reads maps at strides {strides}, of which ConvNeXt has only {STRIDES}')
     new = [Map(dims[stage], min(STRIDES[stage], output_stride)) for stage in emitted]
     index = {i: emitted.index(stages[i]) for i in used if i < len(stages)}
-    _set_backbone(edits, owner, arch, checkpoint, emitted, output_stride)
+    _set_backbone(edits, owner, arch, checkpoint, emitted, output_stride, frozen)
     given, users_neck = new, neck_path
     if beyond:
-        width = neck.get('out_channels', 256) if isinstance(neck, dict) else 256
-        edits.set(neck_path, [dict(type='ChannelMapper', in_channels=[dims[stage] for stage in emitted], kernel_size=1,
-                                   out_channels=width, act_cfg=None, num_outs=len(used)),
-                              *(neck if isinstance(neck, list) else [neck] if neck else [])],
-                  f'stride {strides[-1]} is beyond ConvNeXt: one convolution of stride 2 makes the map')
-        edits.adapters.append(f'extra level at stride {strides[-1]}')
-        new, index = [Map(width, strides[i]) for i in used], {i: k for k, i in enumerate(used)}
+        new, index = _add_level(edits, neck_path, neck, new, {i: strides[i] for i in used})
         users_neck += (1,)
     elif isinstance(neck, list):
         users_neck += (0,)
@@ -153,15 +147,11 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
         if new[k].stride != strides[i]:
             edits.adapters.append('other stride')
             edits.warnings.append(f'a head or neck read a map at stride {strides[i]} and reads one at stride {new[k].stride}')
-    for key in parts:
-        if 'backbone' in key and key != 'backbone' and isinstance(parts[key], dict):
-            edits.warnings.append(f'{dotted(owner + (key,))} is another network: left as it is')
     shared_head = (parts.get('roi_head') or {}).get('shared_head')
     if neck:
-        old_outputs = _try_neck(neck, old)
         _rewire(edits, at(edits.cfg, users_neck), users_neck, old, new, index, neck=True)
         _shift_levels(edits, users_neck, min(used))
-        if old_outputs is None:  # said by _used
+        if old_outputs is None:
             return
         old, new = old_outputs, measure_neck(at(edits.cfg, neck_path), given)[0]
         if len(old) != len(new):
@@ -176,13 +166,23 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
         for key in _fed(parts):
             _rewire(edits, parts[key], owner + (key,), old, new, index)
     widths = [one.channels for one in measured]
-    if len(widths) > 1 and widths != [dims[stage] for stage in emitted]:
-        for path in _lists(edits.cfg.to_dict(), (), widths):
-            edits.warnings.append(f'{dotted(path)} still holds the old widths: neck and heads that took them from there are '
-                                  'set, anything else that reads it is not')
+    if len(widths) > 1 and widths != [one.channels for one in given]:
+        edits.warnings += [f'{dotted(path)} still holds the old widths: neck and heads that took them from there are set, '
+                           'anything else that reads it is not' for path, value in walk(edits.cfg.to_dict()) if plain(value) == widths]
 
 
-def _check_strides(node, path, old, new):
+def _add_level(edits, path, neck, maps, strides):
+    """A neck before the neck that makes the map beyond ConvNeXt's last. Returns its maps, and where each of the old is."""
+    width, deepest = neck.get('out_channels', 256) if isinstance(neck, dict) else 256, max(strides.values())
+    edits.set(path, [dict(type='ChannelMapper', in_channels=[one.channels for one in maps], kernel_size=1,
+                          out_channels=width, act_cfg=None, num_outs=len(strides)),
+                     *(neck if isinstance(neck, list) else [neck] if neck else [])],
+              f'stride {deepest} is beyond ConvNeXt: one convolution of stride 2 makes the map')
+    edits.adapters.append(f'extra level at stride {deepest}')
+    return [Map(width, stride) for stride in strides.values()], {i: k for k, i in enumerate(strides)}
+
+
+def _check_strides(parts, owner, old, new):
     """Anchors and regions are placed by strides that heads are told; on maps of other strides they would be elsewhere.
 
     Raises:
@@ -190,24 +190,13 @@ def _check_strides(node, path, old, new):
     """
     if old == new:
         return
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ():
-        if str(key).endswith('strides') and key not in ('backbone', 'neck') and value:
-            raise ConfigError(f'{dotted(path + (key,))} is {value}, but the maps at strides {old} would be at {new}: boxes would '
+    for path, value in walk(parts):
+        if path and str(path[-1]).endswith('strides') and value and not {'backbone', 'neck'} & {*path}:
+            raise ConfigError(f'{dotted(owner + path)} is {value}, but the maps at strides {old} would be at {new}: boxes would '
                               'be misplaced. Leave output_stride as the old backbone has it')
-        if key not in ('backbone', 'neck'):
-            _check_strides(value, path + (key,), old, new)
 
 
-def _lists(node, path, wanted):
-    """Where a list equals ``wanted``."""
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ():
-        if isinstance(value, (list, tuple)) and list(value) == wanted:
-            yield path + (key,)
-        else:
-            yield from _lists(value, path + (key,), wanted)
-
-
-def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old):
+def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old, frozen):
     """U-Net is encoder and decoder in one. In its place the head reads all of ConvNeXt's maps, resized and concatenated."""
     parts, dims = at(edits.cfg, owner), list(get_architecture(arch).dims)
     if not isinstance(parts.get('decode_head'), dict) or parts.get('neck'):
@@ -216,7 +205,7 @@ def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old):
     edits.adapters.append('decoder of the backbone replaced by concatenated maps')
     stages, deep, why = list(range(4)), 2, 'the old backbone had a decoder; ConvNeXt has not'
     output_stride = output_stride or STRIDES[-1]
-    _set_backbone(edits, owner, arch, checkpoint, stages, output_stride)
+    _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, frozen)
     for key, value in dict(in_channels=dims, in_index=stages, input_transform='resize_concat').items():
         edits.set(owner + ('decode_head', key), value, f'{why}: the maps are resized to the first and concatenated')
     auxiliary = parts.get('auxiliary_head') or []
@@ -246,8 +235,11 @@ def _choose_stages(strides: Sequence[int]) -> Tuple[List[int], int]:
     return stages, output_stride
 
 
-def _used(edits, owner, neck, old) -> List[int]:
-    """The maps that anything reads. One that is emitted for nothing has a norm without gradient, which stops DDP."""
+def _used(edits, owner, neck, old) -> Tuple[List[int], Optional[List[Map]]]:
+    """The maps that anything reads, and what the neck makes of all.
+
+    A map that is emitted for nothing has a norm without gradient, which stops DDP.
+    """
     every = list(range(len(old)))
     if not neck:
         parts = at(edits.cfg, owner)
@@ -255,13 +247,13 @@ def _used(edits, owner, neck, old) -> List[int]:
                  for key in _fed(parts)}
         # A head whose widths are not recognised may read any map.
         if any('in_channels' in parts[key] and not found[key] for key in found if isinstance(parts[key], dict)):
-            return every
-        return sorted({i for indices in found.values() for i in indices}) or every
+            return every, None
+        return sorted({i for indices in found.values() for i in indices}) or every, None
     try:
         outputs, used = measure_neck(neck, old)
     except ConfigError as error:
         edits.warnings.append(f'{error}. What it reads and emits is taken to be all maps, as wide as before')
-        return every
+        return every, None
     read = [i for i in every if used[i]] or every
     read = every[read[0]:read[-1] + 1]
     # Can it do without the others? NAS-FCOS's neck looks at the sizes of maps that it does not read.
@@ -269,14 +261,11 @@ def _used(edits, owner, neck, old) -> List[int]:
     path = ('neck', 0) if isinstance(neck, list) else ('neck',)
     _rewire(trial, at(trial.cfg, path), path, old, kept, {i: k for k, i in enumerate(read)}, neck=True)
     _shift_levels(trial, path, read[0])
-    return read if _try_neck(trial.cfg.neck, kept) == outputs else every
-
-
-def _try_neck(neck, maps):
     try:
-        return measure_neck(neck, maps)[0]
+        same = measure_neck(trial.cfg.neck, kept)[0] == outputs
     except ConfigError:
-        return None
+        same = False
+    return read if same else every, outputs
 
 
 def _shift_levels(edits, path, dropped):
@@ -322,7 +311,7 @@ def _drop_shared_head(edits, owner, old, new):
                       'the size that the shared head left')
 
 
-def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride):
+def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, frozen):
     old = at(edits.cfg, owner)['backbone']
     size = arch.rpartition('_')[2]
     new = dict(type=OURS, arch=arch, drop_path_rate=DROP_PATH[size])
@@ -337,7 +326,7 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride):
             new['in_channels'] = old['in_channels']
         if old.get('with_cp'):
             new['checkpointing'] = 'block'
-        if _is_frozen(old):
+        if frozen:
             new['frozen_stages'] = len(STRIDES)
         left = [key for key in METHODS if old.get(key)]
         if left:
@@ -359,13 +348,3 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride):
         frozen = ', and is frozen' if new.get('frozen_stages') == len(STRIDES) else ''
         edits.warnings.append(f'the backbone starts from random weights{frozen}, and images keep their normalisation: name '
                               'pretrained weights with checkpoint')
-
-
-def _is_frozen(backbone) -> bool:
-    """All of it."""
-    try:
-        built = build(backbone, 'meta')
-        built.train()
-        return not any(parameter.requires_grad for parameter in built.parameters())
-    except Exception:  # mmpretrain's, where that cannot be imported
-        return False

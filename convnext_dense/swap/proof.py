@@ -49,7 +49,8 @@ def prove(swap: Swap) -> Proof:
 
 def _prove(swap, owner):
     model = copy.deepcopy(at(swap.cfg, owner))
-    _settle(model, swap.cfg, owner)
+    if len(owner) > 1 and 'data_preprocessor' not in model:  # it takes its images from that of the model around it
+        model['data_preprocessor'] = dict(type='DetDataPreprocessor')
     try:
         backbone = build(model, 'meta').backbone
         backbone(torch.zeros(2, backbone.in_channels, *SIZES[0], device='meta'))
@@ -151,12 +152,6 @@ def _sum(outputs):
     if isinstance(outputs, dict):
         outputs = tuple(outputs.values())
     return sum(_sum(output) for output in outputs) if isinstance(outputs, (list, tuple)) else 0.
-
-
-def _settle(model, cfg, owner):
-    """A detector within another model takes its images from that one's preprocessor."""
-    if len(owner) > 1 and 'data_preprocessor' not in model:
-        model['data_preprocessor'] = dict(type='DetDataPreprocessor')
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from ..errors import ConfigError
 from ..layer_decay import default_num_layers
 from ..weights.presets import IMAGENET
 from .editing import Edits, dotted
-from .finding import OLD_CONVNEXT, at
+from .finding import OLD_CONVNEXT, at, walk
 
 SEGMENTATION_DECAY = dict(decay_rate=.9, decay_type='stage_wise')  # the official recipes' forms
 DETECTION_DECAY = dict(decay_rate=.95, decay_type='layer_wise')
@@ -111,18 +111,10 @@ def tell_dead_names(edits: Edits, owners):
     """Layers of the old backbone that hooks, optimisers and the like name, and ConvNeXt has not."""
     names = [name for name, _ in build(at(edits.cfg, owners[0])['backbone'], 'meta').named_parameters()]
     dead = {}
-    for path, text in _strings(edits.cfg.to_dict(), ()):
-        tail = text.rpartition('backbone.')[2]
-        if 'backbone.' in text and not any(name.startswith(tail) for name in names):
-            dead.setdefault(dotted(path), []).append(text)
+    for path, value in walk(edits.cfg.to_dict()):
+        for text in (*path[-1:], value):
+            if isinstance(text, str) and 'backbone.' in text and not any(
+                    name.startswith(text.rpartition('backbone.')[2]) for name in names):
+                dead.setdefault(dotted(path[:-1]), []).append(text)
     for path, texts in dead.items():
         edits.warnings.append(f'{path} names what ConvNeXt has not: {", ".join(texts[:3])}{" ..." if len(texts) > 3 else ""}')
-
-
-def _strings(node, path):
-    """Every string below, keys too, with the path of the dict or list that holds it."""
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ():
-        for text in (key, value):
-            if isinstance(text, str):
-                yield path, text
-        yield from _strings(value, path + (key,))

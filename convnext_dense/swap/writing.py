@@ -57,7 +57,7 @@ def overlay(swap: Swap) -> dict:
                 node[key] = dict(_delete_=True, **_dict(here)) if replaced else _dict(here)
                 break
             node = node.setdefault(key, {})
-            if node.get('_delete_') or not isinstance(node, dict):
+            if not isinstance(node, dict) or node.get('_delete_'):
                 break
     return tree
 
