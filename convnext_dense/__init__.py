@@ -9,9 +9,10 @@ except ModuleNotFoundError as error:
 from .architectures import ARCHITECTURES
 from .backbone import ConvNeXt
 from .errors import ConfigError, WeightsError
+from .fuse import fuse
 from .layer_decay import LayerDecayOptimWrapperConstructor, layer_id, lr_scale
 from .swap import swap_backbone
 from .weights import PRESETS, LoadReport, load_weights
 
 __all__ = ['ARCHITECTURES', 'ConfigError', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'LoadReport', 'PRESETS',
-           'WeightsError', 'layer_id', 'load_weights', 'lr_scale', 'swap_backbone']
+           'WeightsError', 'fuse', 'layer_id', 'load_weights', 'lr_scale', 'swap_backbone']

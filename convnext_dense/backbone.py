@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .architectures import get_architecture
 from .errors import ConfigError
-from .layers import Block, LayerNorm2d
+from .layers import Block, LayerNorm2d, emit
 from .registry import MODELS
 from .weights import load_weights
 
@@ -109,7 +109,7 @@ class ConvNeXt(BaseModule):
             with torch.no_grad() if i < self.frozen_stages else nullcontext():
                 x = stage(x)
             if i in self.out_indices:
-                maps.append(getattr(self, f'norm{i}')(x).contiguous())
+                maps.append(emit(getattr(self, f'norm{i}'), x))
         return tuple(maps)
 
     def init_weights(self) -> None:

@@ -83,7 +83,7 @@ def _count(model: nn.Module, image: torch.Tensor, mode: str) -> Dict[str, Cost]:
         if hasattr(model, 'roi_head') and mode == 'tensor':
             _two_stages(model, image)
         else:
-            model(image, _samples(model, image), mode=mode)
+            model(image, samples(model, image), mode=mode)
     costs['rest'] = costs['rest']._replace(
         macs=counter.macs() - sum(cost.macs for name, cost in costs.items() if name != 'rest'))
     return {name: cost for name, cost in costs.items() if any(cost)}
@@ -122,7 +122,7 @@ def _watch(part, name, costs, counter, watches):
         watch(module)
 
 
-def _samples(model, image):
+def samples(model, image):
     shape = dict(img_shape=image.shape[2:], batch_input_shape=image.shape[2:], ori_shape=image.shape[2:],
                  pad_shape=image.shape[2:], scale_factor=(1., 1.))
     if hasattr(model, 'decode_head'):

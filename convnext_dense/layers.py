@@ -1,8 +1,14 @@
 """The parts of a ConvNeXt block. Maps are (N, C, H, W) in channels-last memory, so that every permute is a view."""
+from contextlib import nullcontext
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
+
+from .mlp import Parameters, is_traced, mlp, response_energy, response_scale, strips
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -10,6 +16,40 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def emit(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x) in NCHW memory. Turned in strips of rows: a map that is not in the cache takes four times as long."""
+    if x.device.type != 'cpu' or is_traced(x) or is_watched(norm):
+        return norm(x).contiguous()
+    if torch.is_grad_enabled():
+        return _Turn.apply(norm(x), torch.contiguous_format)
+    out = None
+    for rows in strips(x):
+        strip = norm(x[:, :, rows])
+        out = strip.new_empty(x.shape) if out is None else out
+        out[:, :, rows] = strip
+    return out
+
+
+class _Turn(torch.autograd.Function):
+    """Into another memory format, and back."""
+
+    @staticmethod
+    def forward(ctx, x, memory_format):
+        out = torch.empty_like(x, memory_format=memory_format)
+        for rows in strips(x):
+            out[:, :, rows] = x[:, :, rows]
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _Turn.apply(grad, torch.channels_last), None
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks expect to see what goes in and out."""
+    return any(getattr(module, f'_{kind}_hooks') for kind in ('forward', 'forward_pre', 'backward', 'backward_pre'))
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
@@ -33,11 +73,8 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        precise = torch.promote_types(x.dtype, torch.float32)
-        energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=precise)
-        response = energy / (energy.mean(-1, keepdim=True) + 1e-6)
-        # x + gamma * (x * response) + beta
-        return torch.addcmul(self.beta.to(x.dtype), x, (1 + self.gamma * response).to(x.dtype))
+        scale = response_scale(response_energy(x.flatten(1, 2)), self.gamma).to(x.dtype)
+        return torch.addcmul(self.beta.to(x.dtype), x, scale[:, None, None])
 
 
 class Block(nn.Module):
@@ -68,23 +105,54 @@ class Block(nn.Module):
         self.drop_path_rate = drop_path_rate
         self.recompute = recompute
 
-    def mlp(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C)."""
-        x = self.pwconv2(self.grn(F.gelu(self.pwconv1(self.norm(x)))))
-        return x if self.gamma is None else self.gamma * x
-
-    def residual(self, x: Tensor) -> Tensor:
-        x = self.dwconv(x).permute(0, 2, 3, 1)
-        x = self._maybe_recomputed('mlp', self.mlp, x)
-        return x.permute(0, 3, 1, 2)
+    def mlp_parameters(self) -> Parameters:
+        first, second, v2 = self.pwconv1, self.pwconv2, self.gamma is None
+        return Parameters(self.norm.weight, self.norm.bias, first.weight, first.bias, second.weight, second.bias, self.gamma,
+                          self.grn.gamma if v2 else None, self.grn.beta if v2 else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        branch = self._maybe_recomputed('block', self.residual, x)
+        branch = self._branch(x) if not is_traced(x) and self.odd_layer() is None else self._maybe_recomputed('block', self._plain_branch, x)
         # Outside of what is recomputed, so that no random state has to be kept for it.
         if self.training and self.drop_path_rate:
             branch = drop_path(branch, self.drop_path_rate)
         return x + branch
+
+    def _branch(self, x):
+        y = self.dwconv(x).permute(0, 2, 3, 1)
+        place, dtype = y.data_ptr(), y.dtype
+
+        def pack(saved):  # the map between the convolution and the MLP is not kept
+            shape = saved.shape
+            return saved if saved.data_ptr() != place else lambda: self._convolved(x, dtype).reshape(shape)
+
+        def unpack(saved):
+            return saved() if callable(saved) else saved
+        with saved_tensors_hooks(pack, unpack) if self.recompute == 'block' else nullcontext():
+            y = mlp(y, self.mlp_parameters(), self.norm.eps, keep_hidden=self.recompute == 'none')
+        return y.permute(0, 3, 1, 2)
+
+    def _convolved(self, x, dtype):
+        """What the depthwise convolution made, (N, H, W, C), again in the precision that it was in."""
+        conv = self.dwconv
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            y = F.conv2d(x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype), conv.stride, conv.padding, conv.dilation, conv.groups)
+        return y.permute(0, 2, 3, 1)
+
+    def odd_layer(self) -> Optional[str]:
+        """Name of a layer that has been replaced or has hooks, so that its weights do not say what it does."""
+        expected = dict(dwconv=nn.Conv2d, norm=nn.LayerNorm, pwconv1=nn.Linear, pwconv2=nn.Linear,
+                        grn=nn.Identity if self.gamma is not None else GlobalResponseNorm)
+        return next((name for name, layer in self.named_children() if type(layer) is not expected[name] or is_watched(layer)), None)
+
+    def _plain_branch(self, x):
+        x = self.dwconv(x).permute(0, 2, 3, 1)
+        x = self._maybe_recomputed('mlp', self._plain_mlp, x)
+        return x.permute(0, 3, 1, 2)
+
+    def _plain_mlp(self, x):
+        x = self.pwconv2(self.grn(F.gelu(self.pwconv1(self.norm(x)))))
+        return x if self.gamma is None else self.gamma * x
 
     def _maybe_recomputed(self, part, function, x):
         if self.recompute == part and self.training and torch.is_grad_enabled():

@@ -28,7 +28,7 @@ from convnext_dense.swap import plan, prove
 from convnext_dense.swap.finding import LIBRARIES, at, find_owners, read_config, zoo
 from convnext_dense.swap.proof import run_step
 
-LIMIT = 300  # seconds for one model
+LIMIT = 900  # seconds for one model
 NOT_GRAPH = re.compile('init_cfg|pretrained|train_cfg|test_cfg|data_preprocessor|num_classes|loss.*')
 BERT = 'bert-base-uncased'
 STATES = dict(works='works', adapter='works with an adapter', cannot='cannot', broken='does not run before the swap', fails='fails')

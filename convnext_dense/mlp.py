@@ -1,0 +1,220 @@
+"""The MLP of a block in runs of pixels: what is 4C wide stays in the cache, and need not be kept for backward.
+
+LayerNorm -> 4C linear -> GELU [-> GRN] -> C linear. All of it but GRN's statistics works on each pixel alone, so doing it
+for a few thousand pixels at a time is exact. This is for eager mode; compilers and exporters get the plain operators.
+"""
+from typing import List, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The 4C-wide tensor of one run, bytes: what the cache of a core holds a few times over; on a GPU, what is worth a launch.
+RUN_BYTES = dict(cpu=8 << 20, cuda=256 << 20)
+SMALLEST_RUN, MOST_RUNS = 2048, 16  # pixels, fewer make slow products; beyond so many runs no memory is saved
+
+
+class Parameters(NamedTuple):
+    """Of the MLP of a block, as the block has them."""
+    norm_weight: Tensor  # (C)
+    norm_bias: Tensor
+    w1: Tensor  # (4C, C)
+    b1: Tensor
+    w2: Tensor  # (C, 4C)
+    b2: Tensor
+    layer_scale: Optional[Tensor]  # V1's (C)
+    grn_gamma: Optional[Tensor]  # V2's (4C)
+    grn_beta: Optional[Tensor]
+
+
+def mlp(x: Tensor, parameters: Parameters, eps: float, keep_hidden: bool) -> Tensor:
+    """(N, H, W, C) -> (N, H, W, C), differentiable twice.
+
+    Args:
+        eps: of LayerNorm.
+        keep_hidden: for backward, keep the first product, 4C values a pixel beside the C of the input, or compute it again.
+    """
+    tokens = x.flatten(1, 2)
+    dtype = F.linear(tokens[:0, 0], parameters.w1).dtype  # what autocast makes of it
+    return _MLP.apply(tokens, eps, keep_hidden and torch.is_grad_enabled(), dtype, *parameters).view(x.shape)
+
+
+def plain_mlp(x: Tensor, parameters: Parameters, eps: float) -> Tensor:
+    """``mlp`` with whole maps at a time: (N, T, C) -> (N, T, C)."""
+    norm_weight, norm_bias, w1, b1, w2, b2, layer_scale, grn_gamma, grn_beta = parameters
+    x = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
+    x = F.gelu(F.linear(x.to(w1.dtype), w1, b1))
+    if grn_gamma is not None:
+        x = x * response_scale(response_energy(x), grn_gamma).to(x.dtype)[:, None] + grn_beta
+    x = F.linear(x, w2, b2)
+    return x if layer_scale is None else x * layer_scale
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether a loop over runs would be frozen to the size of ``x``, or is watched by who wants the plain operators."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
+
+
+def response_energy(x: Tensor) -> Tensor:
+    """GRN's statistic, in fp32 or better: the squares of a large map overflow half precision. (..., T, C) -> (..., C)"""
+    return torch.linalg.vector_norm(x, dim=-2, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def response_scale(energy: Tensor, gamma: Tensor) -> Tensor:
+    """What GRN multiplies a map by, its skip connection included: (..., C) -> (..., C)."""
+    return 1 + gamma * (energy / (energy.mean(-1, keepdim=True) + 1e-6))
+
+
+def runs(x: Tensor) -> List[slice]:
+    """Of alike length, for the tokens (T, C) and what is 4C wide of them."""
+    length = RUN_BYTES.get(x.device.type, RUN_BYTES['cuda']) // (4 * x.shape[1] * x.element_size())
+    if x.device.type == 'cpu':
+        length = max(SMALLEST_RUN, min(length, len(x) // MOST_RUNS))
+    length = max(1, -(-len(x) // max(1, -(-len(x) // length))))  # the last as long as the others
+    return [slice(start, min(start + length, len(x))) for start in range(0, len(x), length)]
+
+
+def strips(x: Tensor, multiple: int = 1) -> List[slice]:
+    """Rows of a map (N, C, H, W) that hold about as many pixels as a run, a ``multiple`` of rows; a rest is left out."""
+    height = x.shape[2] - x.shape[2] % multiple
+    rows = multiple * max(1, 2 * SMALLEST_RUN // (len(x) * x.shape[3] * multiple))
+    return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
+
+
+class _MLP(torch.autograd.Function):
+    """On (N, T, C). V2 does one image after the other, for V1 they are all one."""
+
+    @staticmethod
+    def forward(ctx, x, eps, keep_hidden, dtype, *parameters):
+        cast = _cast(parameters, dtype)
+        images = x if cast.grn_gamma is not None else x.reshape(1, -1, x.shape[-1])
+        out = images.new_empty(images.shape, dtype=dtype)
+        hidden = images.new_empty(*images.shape[:2], len(cast.w1), dtype=dtype) if keep_hidden else [None] * len(images)
+        for image, own_hidden, own_out in zip(images, hidden, out):
+            _forward(image, cast, eps, own_hidden, own_out)
+        ctx.save_for_backward(hidden if keep_hidden else None, x, *parameters)
+        ctx.eps, ctx.dtype = eps, dtype
+        return out.view(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, x, *parameters = ctx.saved_tensors
+        cast = _cast(parameters, ctx.dtype)
+        if torch.is_grad_enabled():  # create_graph=True: these gradients are differentiated again
+            inputs = [x, *parameters]
+            wanted = [one for one in inputs if one is not None and one.requires_grad]
+            with torch.autocast(x.device.type, enabled=False):
+                found = iter(torch.autograd.grad(plain_mlp(x, cast, ctx.eps), wanted, grad, create_graph=True))
+            dx, *rest = [next(found) if one is not None and one.requires_grad else None for one in inputs]
+            return dx, None, None, None, *rest
+        images, grads = (one if cast.grn_gamma is not None else one.reshape(1, -1, x.shape[-1]) for one in (x, grad))
+        dx = torch.empty_like(images)
+        # Added up over the runs in fp32 or better, whatever the products are in.
+        sums = Parameters(*(None if one is None else torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32))
+                            for one in parameters))
+        for i, image in enumerate(images):
+            _backward(image, cast, ctx.eps, None if hidden is None else hidden[i], grads[i].contiguous(), dx[i], sums)
+        w2, b2 = parameters[4:6]
+        if sums.layer_scale is not None:  # so far the second layer's are those of its product with the layer scale
+            sums.layer_scale.copy_(torch.einsum('ij,ij->i', sums.w2, w2.to(sums.w2.dtype))).addcmul_(sums.b2, b2)
+            sums.w2.mul_(parameters[6][:, None])
+            sums.b2.mul_(parameters[6])
+        else:
+            sums.grn_beta.copy_(sums.b2 @ w2.to(sums.w2.dtype))
+            sums.w2.addr_(sums.b2, parameters[8].to(sums.b2.dtype))
+        return dx.view(x.shape), None, None, None, *(None if one is None else one.to(like.dtype) for one, like in zip(sums, parameters))
+
+
+def _cast(parameters, dtype):
+    """To the precision of the products, but for GRN's response."""
+    parameters = Parameters(*parameters)
+    return Parameters(*(None if one is None else one.to(dtype) for one in parameters))._replace(grn_gamma=parameters.grn_gamma)
+
+
+def _forward(x, parameters, eps, hidden, out):
+    """Fill ``out``, (T, C), and ``hidden``, (T, 4C), if it is there, for one image."""
+    norm_weight, norm_bias, w1, b1, w2, b2, layer_scale, grn_gamma, grn_beta = parameters
+    pieces = runs(out)
+
+    activated = _Scratch(pieces[0], w1)  # memory that is used again is in the cache, and costs no page faults
+
+    def first_product(run):
+        normed = F.layer_norm(x[run], x.shape[1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps).to(w1.dtype)
+        return torch.addmm(b1, normed, w1.t(), out=activated(run) if hidden is None else hidden[run])
+    if grn_gamma is not None:
+        if hidden is None:  # read twice
+            hidden = out.new_empty(len(x), len(w1))
+        for run in pieces:
+            first_product(run)
+        b2 = torch.addmv(b2, w2, grn_beta)
+        w2 = (w2 * response_scale(_energy(hidden, pieces), grn_gamma)).to(w2.dtype)
+    for run in pieces:
+        h = first_product(run) if grn_gamma is None else hidden[run]
+        own = torch.addmm(b2, _gelu(h, activated(run)), w2.t(), out=out[run])
+        if layer_scale is not None:
+            own *= layer_scale
+
+
+def _backward(x, parameters, eps, hidden, grad, dx, sums):
+    """Fill ``dx`` for one image and add to the gradients of the parameters."""
+    norm_weight, norm_bias, w1, b1, w2, _, layer_scale, grn_gamma, _ = parameters
+    norm_weight, norm_bias = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
+    pieces = runs(grad)
+    again, activated, dactivated = (_Scratch(pieces[0], w1) for _ in range(3))
+
+    def first_product(run):
+        normed, *statistics = torch.native_layer_norm(x[run], x.shape[1:], norm_weight, norm_bias, eps)
+        normed = normed.to(w1.dtype)
+        return normed, statistics, torch.addmm(b1, normed, w1.t(), out=again(run)) if hidden is None else hidden[run]
+    if grn_gamma is not None:
+        if hidden is None:
+            hidden = torch.cat([first_product(run)[2].clone() for run in pieces])
+        with torch.enable_grad():
+            gamma, energy = grn_gamma.detach().requires_grad_(), _energy(hidden, pieces).requires_grad_()
+            scale = response_scale(energy, gamma)
+        product = torch.zeros_like(sums.w2)  # of grad and GELU: from it come the gradients of the second layer and of the scale
+        for run in pieces:
+            _add_product(product, grad[run].t(), F.gelu(hidden[run]))
+        dgamma, denergy = torch.autograd.grad(scale, (gamma, energy), torch.einsum('ij,ij->j', product, w2.to(product.dtype)))
+        sums.grn_gamma.add_(dgamma)
+        sums.w2.addcmul_(product, scale.detach())
+        pull = (denergy / energy.detach().clamp(min=torch.finfo(energy.dtype).tiny)).to(w2.dtype)
+        w2 = (w2 * scale.detach()).to(w2.dtype)
+    for run in pieces:
+        normed, statistics, h = first_product(run)
+        g = _gelu(h, activated(run))
+        if grn_gamma is None:
+            _add_product(sums.w2, grad[run].t(), g)
+            dh = torch.mm(grad[run] * layer_scale, w2, out=dactivated(run))
+        else:
+            dh = torch.mm(grad[run], w2, out=dactivated(run)).addcmul_(g, pull)
+        torch.ops.aten.gelu_backward.grad_input(dh, h, grad_input=dh)
+        _add_product(sums.w1, dh.t(), normed)
+        sums.b1.add_(dh.sum(0, dtype=sums.b1.dtype))
+        dx[run], *affine = torch.ops.aten.native_layer_norm_backward(
+            (dh @ w1).to(x.dtype), x[run], x.shape[1:], *statistics, norm_weight, norm_bias, [True] * 3)
+        sums.norm_weight.add_(affine[0])
+        sums.norm_bias.add_(affine[1])
+    sums.b2.add_(grad.sum(0, dtype=sums.b2.dtype))
+
+
+class _Scratch:
+    """Memory for what is 4C wide of a run."""
+
+    def __init__(self, longest: slice, w1: Tensor):
+        self.buffer = w1.new_empty(longest.stop - longest.start, len(w1))
+
+    def __call__(self, run: slice) -> Tensor:
+        return self.buffer[:run.stop - run.start]
+
+
+def _gelu(h, out):
+    return torch.ops.aten.gelu.out(h, out=out)
+
+
+def _energy(hidden, pieces):
+    return response_energy(torch.stack([response_energy(F.gelu(hidden[run])) for run in pieces]))
+
+
+def _add_product(total, a, b):
+    total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)

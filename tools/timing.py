@@ -1,0 +1,91 @@
+"""What the benchmarks share: interleaved timing, the allocator's count of memory, and what the machine can do."""
+import os
+import platform
+import subprocess
+import time
+from statistics import median
+from typing import Callable, Dict, List
+
+import torch
+from rich.progress import track
+from torch.profiler import ProfilerActivity, profile
+
+PARTS = {'matrix products': ('addmm', 'mm', 'bmm', 'linear_pointwise', 'mkl_linear', 'baddbmm'), 'convolutions': ('convolution',),
+         'LayerNorm': ('layer_norm',), 'GELU': ('gelu',), 'copies': ('copy_', 'clone'), 'allocation': ('empty',)}
+
+
+def interleaved(functions: Dict[str, Callable], count: int, device: str, what: str) -> Dict[str, List[float]]:
+    """Seconds of ``count`` calls of each, in turns, so that what else the machine does hits all alike."""
+    seconds = {name: [] for name in functions}
+    for round_ in track(range(count + 1), what, transient=True):  # the first is a warm-up
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            synchronize(device)
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def synchronize(device):
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def peak_memory(function: Callable, device: str) -> int:
+    """Bytes at the peak of a call, above what was allocated before it, by the allocator's own count."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    now = peak = 0
+    for event in sorted((event for event in record.profiler.kineto_results.events() if event.name() == '[memory]'),
+                        key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def shares(function: Callable, device: str) -> Dict[str, float]:
+    """What the time of a call goes to, by kind of operator."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')
+    with profile(activities=activities) as record:
+        function()
+        synchronize(device)
+    own = {event.key: event.self_device_time_total if device == 'cuda' else event.self_cpu_time_total for event in record.key_averages()}
+    found = {}
+    for key, value in own.items():
+        name = next((part for part, marks in PARTS.items() if any(mark in key for mark in marks)), key)
+        found[name] = found.get(name, 0) + value / max(sum(own.values()), 1)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def product_rate(dtype: torch.dtype, device: str, side: int = 2048) -> float:
+    """FLOP/s of a large matrix product: what the machine can do at most."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    times = interleaved({'': lambda: a @ b}, 10, device, 'matrix product')['']
+    return 2 * side**3 / median(times)
+
+
+def machine(device: str) -> Dict[str, str]:
+    """What a figure has to be read with."""
+    name = torch.cuda.get_device_name() if device == 'cuda' else cpu_name()
+    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=os.path.dirname(__file__), capture_output=True, text=True)
+    return dict(hardware=name, threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(),
+                commit=commit.stdout.strip())
+
+
+def cpu_name():
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            found = dict(line.split(':', 1) for line in file if ':' in line)
+        names = {key.strip(): value.strip() for key, value in found.items()}
+        extra = [flag.upper() for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if flag in names.get('flags', '').split()]
+        return ' '.join([names.get('model name', platform.processor()), *extra])
+    except OSError:
+        return platform.processor() or platform.machine()
