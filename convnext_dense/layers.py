@@ -48,8 +48,9 @@ class _Turn(torch.autograd.Function):
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether hooks expect to see what goes in and out."""
-    return any(getattr(module, f'_{kind}_hooks') for kind in ('forward', 'forward_pre', 'backward', 'backward_pre'))
+    """Whether hooks, or a forward put in place of its own, expect to see what goes in and out."""
+    return 'forward' in vars(module) or any(
+        getattr(module, f'_{kind}_hooks') for kind in ('forward', 'forward_pre', 'backward', 'backward_pre'))
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:

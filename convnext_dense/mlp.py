@@ -71,13 +71,13 @@ def runs(x: Tensor) -> List[slice]:
     if x.device.type == 'cpu':
         length = max(SMALLEST_RUN, min(length, len(x) // MOST_RUNS))
     length = max(1, -(-len(x) // max(1, -(-len(x) // length))))  # the last as long as the others
-    return [slice(start, min(start + length, len(x))) for start in range(0, len(x), length)]
+    return [slice(start, min(start + length, len(x))) for start in range(0, len(x), length)] or [slice(0, 0)]
 
 
 def strips(x: Tensor, multiple: int = 1) -> List[slice]:
     """Rows of a map (N, C, H, W) that hold about as many pixels as a run, a ``multiple`` of rows; a rest is left out."""
     height = x.shape[2] - x.shape[2] % multiple
-    rows = multiple * max(1, 2 * SMALLEST_RUN // (len(x) * x.shape[3] * multiple))
+    rows = multiple * max(1, 2 * SMALLEST_RUN // max(1, len(x) * x.shape[3] * multiple))
     return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
 
 
@@ -88,7 +88,9 @@ class _MLP(torch.autograd.Function):
     def forward(ctx, x, eps, keep_hidden, dtype, *parameters):
         cast = _cast(parameters, dtype)
         images = x if cast.grn_gamma is not None else x.reshape(1, -1, x.shape[-1])
-        out = images.new_empty(images.shape, dtype=dtype)
+        # As in the plain operators, V1's residual stream is in the precision of the layer scale under autocast.
+        exact = dtype if cast.layer_scale is None else torch.promote_types(dtype, cast.layer_scale.dtype)
+        out = images.new_empty(images.shape, dtype=exact)
         hidden = images.new_empty(*images.shape[:2], len(cast.w1), dtype=dtype) if keep_hidden else [None] * len(images)
         for image, own_hidden, own_out in zip(images, hidden, out):
             _forward(image, cast, eps, own_hidden, own_out)
@@ -126,15 +128,16 @@ class _MLP(torch.autograd.Function):
 
 
 def _cast(parameters, dtype):
-    """To the precision of the products, but for GRN's response."""
+    """To the precision of the products, but for what is multiplied with them afterwards."""
     parameters = Parameters(*parameters)
-    return Parameters(*(None if one is None else one.to(dtype) for one in parameters))._replace(grn_gamma=parameters.grn_gamma)
+    cast = Parameters(*(None if one is None else one.to(dtype) for one in parameters))
+    return cast._replace(layer_scale=parameters.layer_scale, grn_gamma=parameters.grn_gamma)
 
 
 def _forward(x, parameters, eps, hidden, out):
     """Fill ``out``, (T, C), and ``hidden``, (T, 4C), if it is there, for one image."""
     norm_weight, norm_bias, w1, b1, w2, b2, layer_scale, grn_gamma, grn_beta = parameters
-    pieces = runs(out)
+    pieces = runs(x)
 
     activated = _Scratch(pieces[0], w1)  # memory that is used again is in the cache, and costs no page faults
 
@@ -143,23 +146,25 @@ def _forward(x, parameters, eps, hidden, out):
         return torch.addmm(b1, normed, w1.t(), out=activated(run) if hidden is None else hidden[run])
     if grn_gamma is not None:
         if hidden is None:  # read twice
-            hidden = out.new_empty(len(x), len(w1))
+            hidden = w1.new_empty(len(x), len(w1))
         for run in pieces:
             first_product(run)
         b2 = torch.addmv(b2, w2, grn_beta)
         w2 = (w2 * response_scale(_energy(hidden, pieces), grn_gamma)).to(w2.dtype)
     for run in pieces:
         h = first_product(run) if grn_gamma is None else hidden[run]
-        own = torch.addmm(b2, _gelu(h, activated(run)), w2.t(), out=out[run])
-        if layer_scale is not None:
-            own *= layer_scale
+        g = _gelu(h, activated(run))
+        if layer_scale is None:
+            torch.addmm(b2, g, w2.t(), out=out[run])
+        else:
+            torch.mul(torch.addmm(b2, g, w2.t()), layer_scale, out=out[run])
 
 
 def _backward(x, parameters, eps, hidden, grad, dx, sums):
     """Fill ``dx`` for one image and add to the gradients of the parameters."""
     norm_weight, norm_bias, w1, b1, w2, _, layer_scale, grn_gamma, _ = parameters
     norm_weight, norm_bias = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
-    pieces = runs(grad)
+    pieces = runs(x)
     again, activated, dactivated = (_Scratch(pieces[0], w1) for _ in range(3))
 
     def first_product(run):
@@ -184,8 +189,8 @@ def _backward(x, parameters, eps, hidden, grad, dx, sums):
         normed, statistics, h = first_product(run)
         g = _gelu(h, activated(run))
         if grn_gamma is None:
-            _add_product(sums.w2, grad[run].t(), g)
-            dh = torch.mm(grad[run] * layer_scale, w2, out=dactivated(run))
+            _add_product(sums.w2, grad[run].t().to(w2.dtype), g)
+            dh = torch.mm((grad[run] * layer_scale).to(w2.dtype), w2, out=dactivated(run))
         else:
             dh = torch.mm(grad[run], w2, out=dactivated(run)).addcmul_(g, pull)
         torch.ops.aten.gelu_backward.grad_input(dh, h, grad_input=dh)

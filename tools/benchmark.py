@@ -101,7 +101,7 @@ def benchmark(scenario, args):
             for name, times in seconds.items()}
     result = dict(scenario=scenario._asdict(), rows=rows)
     if not args.configs and not scenario.train:
-        net = ConvNeXt(scenario.arch)
+        net = ConvNeXt(scenario.arch, out_norm=False)
         result.update(parameters=sum(p.numel() for p in net.parameters()), flops=2 * macs(net, images))
         result.update(rate=product_rate(dtype, args.device), shares=shares(functions['convnext_dense, fused'][0], args.device))
         share = result['shares'].get('matrix products', 1)

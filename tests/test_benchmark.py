@@ -1,0 +1,58 @@
+"""The benchmark measures what it says, and compares only what is the same network."""
+import json
+
+import pytest
+import torch
+from conftest import DEMO, run
+from PIL import Image
+from timing import interleaved, peak_memory
+
+OURS = {'inference': {'convnext_dense', 'convnext_dense, fused'}, 'training': {f'convnext_dense, {mode}' for mode in ('none', 'mlp', 'block')}}
+
+
+@pytest.mark.parametrize('kind', OURS)
+def test_backbones_side_by_side(kind, tmp_path):
+    output = run('tools/benchmark.py', '--arch', 'atto', '--size', '1x96x128', '--runs', 2, '--threads', 1, '--out', tmp_path,
+                 *(['--train'] if kind == 'training' else []))
+    found = json.loads((tmp_path / 'benchmark.json').read_text())
+    rows = found['results'][0]['rows']
+    assert OURS[kind] < set(rows) and {'timm', 'transformers'} < set(rows) and found['machine']['threads'] == 1
+    assert all(len(row['seconds']) == 2 and row['memory'] > 1e5 and row['error'] < 1e-5 for row in rows.values())
+    assert all(name in output for name in rows) and Image.open(tmp_path / 'benchmark.png').width > 800
+    if kind == 'inference':
+        assert found['results'][0]['parameters'] == 3373880 and 'matrix products' in output
+
+
+def test_whole_models(tmp_path):
+    output = run('tools/benchmark.py', *DEMO.values(), '--size', '1x128x128', '--runs', 1, '--threads', 1, '--out', tmp_path)
+    assert [set(result['rows']) for result in json.loads((tmp_path / 'benchmark.json').read_text())['results']] == [{'unfused', 'fused'}] * 2
+    assert 'mask-rcnn' in output
+
+
+def test_other_networks_are_not_timed(monkeypatch):
+    import benchmark
+    make = benchmark.timm_peer
+
+    def wrong(arch):
+        model, maps = make(arch)
+        model.stages[1].blocks[0].norm.eps = .1
+        return model, maps
+    monkeypatch.setattr(benchmark, 'timm_peer', wrong)
+    args = type('Arguments', (), dict(device='cpu', compile=False, configs=[], runs=1))
+    with pytest.raises(benchmark.ConfigError, match='timm is another network'):
+        benchmark.benchmark(benchmark.Scenario('atto', '1x64x64'), args)
+
+
+def test_peak_memory_counts_what_lives_at_once():
+    def work():
+        a = torch.ones(1000, 1000)
+        b = a + 1  # 8 MB live
+        del a
+        return b * 2  # 8 MB again
+    assert abs(peak_memory(work, 'cpu') - 8e6) < 1e4
+
+
+def test_runs_take_turns():
+    calls = []
+    seconds = interleaved(dict(a=lambda: calls.append('a'), b=lambda: calls.append('b')), 3, 'cpu', 'turns')
+    assert calls == ['a', 'b'] * 4 and [len(times) for times in seconds.values()] == [3, 3]

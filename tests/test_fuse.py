@@ -1,0 +1,104 @@
+"""A fused model says what the model says, faster; and says so when it is asked for what it cannot do."""
+import copy
+import io
+
+import pytest
+import torch
+from conftest import DEMO, randomise
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from pytest import mark, raises
+
+from convnext_dense import ConfigError, ConvNeXt, fuse
+from convnext_dense.building import build
+
+
+def errors(maps, expected):
+    return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(maps, expected)]
+
+
+@mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@mark.parametrize('kwargs', [dict(arch='tiny'), dict(arch='v2_atto'), dict(arch='atto', output_stride=8),
+                             dict(arch='v2_atto', output_stride=16, out_norm=False)], ids=str)
+def test_no_further_from_float64_than_eager(kwargs, dtype):
+    net, image = randomise(ConvNeXt(**kwargs)), torch.randn(2, 3, 225, 310)
+    with torch.no_grad():
+        expected = copy.deepcopy(net).double()(image.double())
+        fused = errors(fuse(net).to(dtype)(image.to(dtype)), expected)
+        eager = errors(copy.deepcopy(net).to(dtype)(image.to(dtype)), expected)
+    assert all(a < 1.1 * b for a, b in zip(fused, eager)), (fused, eager)
+
+
+@mark.parametrize('arch', ['atto', 'v2_atto'])
+def test_exact_in_float64_and_under_autocast(arch):
+    net, image = randomise(ConvNeXt(arch)), torch.randn(2, 3, 96, 128)
+    with torch.no_grad():
+        expected = net.double()(image.double())
+        assert max(errors(fuse(net)(image.double()), expected)) < 1e-13
+        fused = fuse(net.float())
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert max(errors(fused(image), expected)) < .03
+
+
+@mark.parametrize('task', DEMO)
+def test_whole_models_predict_the_same(task):
+    cfg = Config.fromfile(DEMO[task])
+    init_default_scope(cfg.default_scope)
+    model = build(cfg.model, 'cpu')
+    randomise(model.backbone)
+    fused, image = fuse(model), torch.randn(2, 3, 128, 160)
+    with torch.no_grad():
+        for a, b in zip(model.extract_feat(image), fused.extract_feat(image)):
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max())
+    assert any(parameter.requires_grad for parameter in model.backbone.parameters())  # the model itself is as it was
+    model.train()
+    with raises(ConfigError, match='cannot be trained'):
+        fused.train()
+
+
+def test_saved_and_loaded():
+    net, image = randomise(ConvNeXt('v2_atto')), torch.randn(1, 3, 64, 64)
+    fused, other, file = fuse(net), fuse(ConvNeXt('v2_atto')), io.BytesIO()
+    torch.save(fused.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    whole = io.BytesIO()
+    torch.save(fused, whole)
+    whole.seek(0)
+    with torch.no_grad():
+        for again in (other, torch.load(whole, weights_only=False)):
+            assert all(torch.equal(a, b) for a, b in zip(fused(image), again(image)))
+
+
+def test_what_it_refuses():
+    net = ConvNeXt('atto')
+    fused, image = fuse(net), torch.randn(1, 3, 64, 64)
+    with raises(ConfigError, match='nothing to fuse: the model has no block of convnext_dense.ConvNeXt$'):
+        fuse(torch.nn.Conv2d(3, 3, 1))
+    with raises(ConfigError, match='that is not fused'):
+        fuse(fused)
+    with raises(ConfigError, match='computes no gradients'):
+        fused(image.requires_grad_())
+    for strict in (True, False):  # MMEngine loads with strict=False
+        with raises(ConfigError, match='stages.0.0 are not folded'):
+            fused.load_state_dict(net.state_dict(), strict=strict)
+    net.stages[2][1].pwconv1.register_forward_hook(lambda *_: None)
+    with raises(ConfigError, match='pwconv1 of a block has been replaced or has hooks'):
+        fuse(net)
+
+
+@pytest.fixture(params=['atto', 'v2_atto'])
+def fused(request):
+    return fuse(randomise(ConvNeXt(request.param)))
+
+
+def test_input_is_left_alone(fused):
+    """Blocks write into memory of their own only: what a hook has seen stays as it was."""
+    seen = []
+    for stage in fused.stages:
+        stage.register_forward_hook(lambda module, inputs, output: seen.extend((one, one.clone()) for one in (inputs[0], output)))
+    image = torch.randn(2, 3, 96, 128).contiguous(memory_format=torch.channels_last)
+    before = image.clone()
+    with torch.no_grad():
+        fused(image)
+    assert torch.equal(image, before) and len(seen) == 8 and all(torch.equal(a, b) for a, b in seen)
