@@ -18,7 +18,7 @@ def fuse(model: nn.Module) -> nn.Module:
     LayerNorm's weight and bias go into the first linear layer of each block, the layer scale (V2: GRN's beta) into the second:
     exact but for rounding, which is done once, so fuse first and then choose a precision (``fuse(model).bfloat16()``). The MLP
     works on cache-sized runs of pixels, on a CPU with oneDNN's linear layer that applies GELU as it writes. The folded weights
-    are buffers: nothing is left to train. They are saved and loaded as any state is, between fused models.
+    are buffers, and the rest of the backbone is frozen: nothing of it is left to train. They are saved and loaded as any state is, between fused models.
 
     Raises:
         ConfigError: there is no block of ConvNeXt in the model, or all are fused already. From the copy: if it is asked to
@@ -36,6 +36,7 @@ def fuse(model: nn.Module) -> nn.Module:
         setattr(parent, name, FusedBlock(block))
     for backbone in model.modules():
         if isinstance(backbone, ConvNeXt):
+            backbone.requires_grad_(False)
             for i, downsample in enumerate(backbone.downsample_layers[1:], start=1):
                 if downsample[1].stride == (2, 2):
                     backbone.downsample_layers[i] = FusedDownsample(*downsample)
@@ -67,7 +68,7 @@ class FusedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         if torch.is_grad_enabled() and x.requires_grad:
-            raise ConfigError('a fused model computes no gradients: use the model that it was made from, or torch.no_grad()')
+            raise ConfigError('a fused model computes no gradients, neither to its image: use the model that it was made from')
         y = F.conv2d(x, self.dwconv_weight, self.dwconv_bias, **self.convolution)
         weights = [one.to(y.dtype) for one in (self.w1, self.b1, self.w2, self.b2)]  # under autocast they differ
         if is_traced(x):

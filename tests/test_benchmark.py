@@ -18,7 +18,8 @@ def test_backbones_side_by_side(kind, tmp_path):
     rows = found['results'][0]['rows']
     assert OURS[kind] < set(rows) and {'timm', 'transformers'} < set(rows) and found['machine']['threads'] == 1
     assert all(len(row['seconds']) == 2 and row['memory'] > 1e5 and row['error'] < 1e-5 for row in rows.values())
-    assert all(name in output for name in rows) and Image.open(tmp_path / 'benchmark.png').width > 800
+    assert all(f'| {name} |' in (tmp_path / 'benchmark.md').read_text() and name in output for name in rows)
+    assert Image.open(tmp_path / 'benchmark.png').width > 800
     if kind == 'inference':
         assert found['results'][0]['parameters'] == 3373880 and 'matrix products' in output
 

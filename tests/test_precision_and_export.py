@@ -3,16 +3,20 @@ import pytest
 import torch
 from conftest import needs, randomise
 
-from convnext_dense import ConvNeXt
+from convnext_dense import ConvNeXt, fuse
 
 
 def relative_differences(maps, expected):
     return [((a.float() - b).abs().max() / b.abs().max()).item() for a, b in zip(maps, expected)]
 
 
-@pytest.fixture(params=['atto', 'v2_atto'])
+SIZES = (70, 90), (224, 320), (64, 129)  # none that was traced, and one and a half no multiple of 32
+
+
+@pytest.fixture(params=['V1', 'V2', 'V1, fused', 'V2, fused'])
 def net(request):
-    return randomise(ConvNeXt(request.param))
+    net = randomise(ConvNeXt(dict(depths=(1, 1, 2, 1), dims=(40, 80, 160, 320), generation=int(request.param[1]))))
+    return fuse(net) if 'fused' in request.param else net
 
 
 def with_large_activations(arch):
@@ -88,7 +92,7 @@ def test_half_precision_on_the_cpu(net):
 def test_exported_program_runs_at_other_sizes(net):
     height, width = torch.export.Dim('height', min=64, max=2048), torch.export.Dim('width', min=64, max=2048)
     program = torch.export.export(net, (torch.randn(1, 3, 64, 96),), dynamic_shapes=({2: height, 3: width},))
-    for size in ((70, 90), (224, 320)):
+    for size in SIZES:
         image = torch.randn(1, 3, *size)
         assert max(relative_differences(program.module()(image), net(image))) < 1e-5
 
@@ -100,8 +104,32 @@ def test_onnx_runs_at_other_sizes(net, tmp_path):
     torch.onnx.export(net, (torch.randn(1, 3, 64, 96),), tmp_path / 'net.onnx', dynamo=True, verbose=False,
                       dynamic_shapes=({2: height, 3: width},))
     session = onnxruntime.InferenceSession(tmp_path / 'net.onnx')
-    for size in ((70, 90), (224, 320)):
+    for size in SIZES:
         image = torch.randn(1, 3, *size)
         maps = session.run(None, {session.get_inputs()[0].name: image.numpy()})
         with torch.no_grad():
             assert max(relative_differences([torch.from_numpy(m) for m in maps], net(image))) < 1e-4
+
+
+@needs('export with dynamic sizes')
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
+def test_compiles_as_one_graph(net, backend):
+    torch._dynamo.reset()  # each network counts as one more compilation of the same code
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        for size in ((64, 96), *SIZES):
+            image = torch.randn(1, 3, *size)
+            assert max(relative_differences(compiled(image), net(image))) < 1e-4
+
+
+@needs('export with dynamic sizes')
+@pytest.mark.parametrize('checkpointing', ['none', 'mlp', 'block'])
+def test_training_compiles_as_one_graph(checkpointing):
+    net, image = randomise(ConvNeXt('atto', checkpointing=checkpointing)).train(), torch.randn(1, 3, 64, 96)
+    gradients = []
+    torch._dynamo.reset()
+    for one in (net, torch.compile(net, fullgraph=True, backend='aot_eager')):
+        net.zero_grad()
+        sum(m.square().sum() for m in one(image)).backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    assert all((a - b).norm() < 1e-3 * a.norm() + 1e-4 for a, b in zip(*gradients))

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 from rich.console import Console
-from rich.table import Table
-from timing import interleaved, machine, peak_memory, product_rate, shares, synchronize
+from rich.table import Column, Table
+from timing import interleaved, machine, peak_memory, product_rate, shares
 from torch import nn
 
 from convnext_dense import ARCHITECTURES, ConfigError, ConvNeXt, fuse
@@ -31,6 +31,7 @@ from convnext_dense.weights import convert
 
 BOUND = dict(float32=1e-4, bfloat16=.1, float16=.02)  # of an output's error, relative to float64: beyond it is another network
 NAMED = .03  # share of the time from which a part is named
+HEADER = ('model', 'median, s', 'spread', 'speed', 'memory, MB', 'memory', 'error')
 
 
 class Scenario(NamedTuple):
@@ -44,8 +45,8 @@ class Scenario(NamedTuple):
 
 
 SUITE = [Scenario('tiny', '1x800x1280'), Scenario('tiny', '1x800x1280', 'bfloat16'), Scenario('tiny', '2x512x512', train=True),
-         *(Scenario(arch, size) for arch in ('tiny', 'atto', 'small', 'base', 'v2_tiny') for size in ('1x512x512', '8x224x224', '1x512x2048')),
-         Scenario('tiny', '1x1024x1024'), Scenario('tiny', '1x2048x2048'), Scenario('v2_tiny', '2x512x512', train=True)]
+         Scenario('v2_tiny', '2x512x512', train=True), *(Scenario('tiny', size) for size in ('8x224x224', '1x512x2048', '1x512x512', '1x2048x2048')),
+         *(Scenario(arch, '1x512x512') for arch in ('atto', 'small', 'base', 'v2_tiny'))]
 
 
 def main():
@@ -59,7 +60,7 @@ def main():
     parser.add_argument('--runs', type=int, default=10)
     parser.add_argument('--threads', type=int, help="default: torch's, the number of cores")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda'))
-    parser.add_argument('--out', default='work_dirs/benchmark', help='folder for benchmark.json and benchmark.png')
+    parser.add_argument('--out', default='work_dirs/benchmark', help='folder for benchmark.json, .md and .png')
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -75,15 +76,18 @@ def main():
         except (ConfigError, RuntimeError) as error:
             console.print(f'{scenario}: {type(error).__name__}: {error}', style='red', markup=False)
             continue
-        console.print(table_of(result))
-        if 'shares' in result:
-            console.print('fused: ' + ', '.join(f'{name} {share:.0%}' for name, share in result['shares'].items() if share >= NAMED)
-                          + f'; products run at {result["efficiency"]:.0%} of the rate of a large one ({result["rate"] / 1e9:.0f} GFLOP/s)\n')
+        title, rows, note = cells_of(result)
+        table = Table(*HEADER[:1], *(Column(name, justify='right') for name in HEADER[1:]), title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print(note, highlight=False)
         results.append(result)
         (out / 'benchmark.json').write_text(json.dumps(dict(machine=about, results=results), indent=1), encoding='utf-8')
+        (out / 'benchmark.md').write_text(report(results, about), encoding='utf-8')
     if results:
         draw(results, about, out / 'benchmark.png')
-        console.print(f'wrote {out}/benchmark.json and benchmark.png')
+        console.print(f'wrote {out}/benchmark.json, .md and .png')
     else:
         sys.exit('nothing was measured')
 
@@ -285,21 +289,33 @@ def references(result):
     return min(row['median'] for row in rows), min(row['memory'] for row in rows)
 
 
-def table_of(result):
-    scenario = Scenario(**result['scenario'])
-    title = str(scenario)
+def cells_of(result):
+    """Title, rows of text under ``HEADER``, and what the time goes to."""
+    title = str(Scenario(**result['scenario']))
     if 'flops' in result:
         title += f': {result["parameters"] / 1e6:.1f} M parameters, {result["flops"] / 2e9:.1f} G multiply-adds'
-    table = Table('model', title=title)
-    for name in ('median, s', 'spread', 'speed', 'memory, MB', 'memory ratio', 'error'):
-        table.add_column(name, justify='right')
     fastest, lightest = references(result)
+    rows, note = [], ''
     for name, row in result['rows'].items():
         times = sorted(row['seconds'])
         spread = (times[-1 - len(times) // 4] - times[len(times) // 4]) / row['median']
-        table.add_row(name, f'{row["median"]:.3f}', f'{spread:.0%}', f'{fastest / row["median"]:.2f} x', f'{row["memory"] / 1e6:.0f}',
-                      f'{row["memory"] / lightest:.2f} x', '' if row['error'] is None else f'{row["error"]:.1e}')
-    return table
+        rows.append((name, f'{row["median"]:.3f}', f'{spread:.0%}', f'{fastest / row["median"]:.2f}', f'{row["memory"] / 1e6:.0f}',
+                     f'{row["memory"] / lightest:.2f}', '' if row['error'] is None else f'{row["error"]:.1e}'))
+    if 'shares' in result:
+        note = ('fused: ' + ', '.join(f'{name} {share:.0%}' for name, share in result['shares'].items() if share >= NAMED)
+                + f'; products run at {result["efficiency"]:.0%} of the rate of a large one ({result["rate"] / 1e9:.0f} GFLOP/s)')
+    return title, rows, note
+
+
+def report(results, about):
+    lines = ['# Benchmark', '', 'Made by `tools/benchmark.py` (`make benchmark` for the suite): ' + ', '.join(
+        f'{key} {value}' for key, value in about.items()) + '. Speed is relative to the fastest peer, memory to the lightest; error is '
+        'that of the worst map relative to float64; spread is the middle half of the runs.', '', '![the same as bars](benchmark.png)', '']
+    for result in results:
+        title, rows, note = cells_of(result)
+        lines += [f'## {title}', '', '| ' + ' | '.join(HEADER) + ' |', '|---' + '|---:' * (len(HEADER) - 1) + '|']
+        lines += ['| ' + ' | '.join(row) + ' |' for row in rows] + ['', note, '']
+    return '\n'.join(lines).rstrip() + '\n'
 
 
 def draw(results, about, path):
