@@ -113,7 +113,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        branch = self._branch(x) if not is_traced(x) and self.odd_layer() is None else self._maybe_recomputed('block', self._plain_branch, x)
+        # V2's runs go image by image, which a GPU would wait for.
+        in_runs = not is_traced(x) and (self.gamma is not None or x.device.type == 'cpu') and self.odd_layer() is None
+        branch = self._branch(x) if in_runs else self._maybe_recomputed('block', self._plain_branch, x)
         # Outside of what is recomputed, so that no random state has to be kept for it.
         if self.training and self.drop_path_rate:
             branch = drop_path(branch, self.drop_path_rate)

@@ -18,7 +18,7 @@ from convnext_dense.swap import plan
 from convnext_dense.weights import convert
 
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```(\S+)( config| weights| swapped)?\n(.*?)```', README, re.DOTALL)
+BLOCKS = re.findall(r'```(\S+)( config| weights| swapped| fuse)?\n(.*?)```', README, re.DOTALL)
 CONFIGS = [code for _, use, code in BLOCKS if use == ' config']
 COMMANDS = [shlex.split(line, comments=True) for kind, _, code in BLOCKS if kind == 'bash' for line in code.splitlines()]
 
@@ -61,6 +61,16 @@ def test_swap_commands_write_what_the_readme_shows(tmp_path):
     written = (tmp_path / 'retinanet_convnext-t.py').read_text()
     assert written.partition('\n\n')[2] == shown.partition('\n\n')[2]  # the base may be a path where :: is not understood
     plan(second[2], 'base', layer_decay=True)  # the second, but for its slow proof
+
+
+def test_fuse_example_and_benchmark_command(tmp_path):
+    namespace = {}
+    exec(next(code for _, use, code in BLOCKS if use == ' fuse'), namespace)
+    image = torch.zeros(1, 3, 64, 64)
+    assert namespace['net'](image)[0].dtype == torch.float32 and namespace['half'](image.bfloat16())[0].dtype == torch.bfloat16
+    command = next(command for command in COMMANDS if 'tools/benchmark.py' in command)
+    arguments = ['atto' if a == 'base' else '1x64x64' if 'x' in a and a[0].isdigit() else a for a in command[2:]]  # but smaller
+    assert 'convnext_dense, fused' in run(ROOT / command[1], *arguments, '--runs', 1, cwd=tmp_path)
 
 
 def test_figures_of_a_config(tmp_path, exits):
