@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from .architectures import get_architecture
 from .errors import ConfigError
-from .layers import Block, LayerNorm2d, emit
+from .layers import Block, LayerNorm2d, emit, is_watched
+from .mlp import is_traced
 from .registry import MODELS
 from .weights import load_weights
 
@@ -107,7 +108,10 @@ class ConvNeXt(BaseModule):
             with torch.no_grad() if i < self._frozen_downsamplings else nullcontext():
                 x = downsample(x)
             with torch.no_grad() if i < self.frozen_stages else nullcontext():
-                x = stage(x)
+                # Block by block: a call of the stage would hold its input to the end.
+                alone = is_traced(x) or is_watched(stage) or type(stage) is not nn.Sequential
+                for part in (stage,) if alone else stage:
+                    x = part(x)
             if i in self.out_indices:
                 maps.append(emit(getattr(self, f'norm{i}'), x))
         return tuple(maps)
