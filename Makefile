@@ -2,7 +2,7 @@
 # make test           set up once, then the test suite
 # make test-slow      the checks that take longer: overfitting, interrupted training, the README's commands
 # make test-upstream  the same suite beside the frozen upstream OpenMMLab packages (Python 3.10 or 3.11)
-# make benchmark     speed and memory beside other implementations; writes docs/benchmark
+# make benchmark      speed and memory beside other implementations; writes docs/benchmark
 # make census         swaps the backbone of every config of mmdet and mmseg; writes docs/census.md
 # make demo-seeds     the demo with three seeds; writes docs/demo.md
 PYTHON ?= python3
