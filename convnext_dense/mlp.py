@@ -11,6 +11,7 @@ from torch import Tensor
 
 # The 4C-wide tensor of one run, bytes: what the cache of a core holds a few times over; on a GPU, what is worth a launch.
 RUN_BYTES = dict(cpu=8 << 20, cuda=256 << 20)
+is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)  # torch 2.1 has only the latter
 SMALLEST_RUN, MOST_RUNS = 2048, 16  # pixels, fewer make slow products; beyond so many runs no memory is saved
 
 
@@ -52,7 +53,7 @@ def plain_mlp(x: Tensor, parameters: Parameters, eps: float) -> Tensor:
 
 def is_traced(x: Tensor) -> bool:
     """Whether a loop over runs would be frozen to the size of ``x``, or is watched by who wants the plain operators."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
+    return is_compiling() or torch.jit.is_tracing() or x.is_meta
 
 
 def response_energy(x: Tensor) -> Tensor:

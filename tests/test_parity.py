@@ -194,7 +194,8 @@ def leave_out_block(net):
 
 def leave_out_gelu(net):
     block = net.stages[1][1]
-    block.mlp = lambda x: block.pwconv2(block.grn(block.pwconv1(block.norm(x)))) * (1 if block.gamma is None else block.gamma)
+    block.norm.register_forward_hook(lambda *_: None)  # so that the layers are called one by one
+    block._plain_mlp = lambda x: block.pwconv2(block.grn(block.pwconv1(block.norm(x)))) * (1 if block.gamma is None else block.gamma)
 
 
 def leave_out_grn(net):

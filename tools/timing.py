@@ -43,9 +43,9 @@ def peak_memory(function: Callable, device: str) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         function()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == '[memory]']
     now = peak = 0
-    for event in sorted((event for event in record.profiler.kineto_results.events() if event.name() == '[memory]'),
-                        key=lambda event: event.start_ns()):
+    for event in sorted(events, key=lambda event: event.start_ns() if hasattr(event, 'start_ns') else event.start_us()):  # torch 2.1
         now += event.nbytes()
         peak = max(peak, now)
     return peak
