@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .backbone import ConvNeXt
 from .errors import ConfigError
 from .layers import Block
-from .mlp import Parameters, is_traced, response_energy, response_scale, runs, strips
+from .mlp import Parameters, is_small, is_traced, linear, response_energy, response_scale, runs, strips
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -71,7 +71,7 @@ class FusedBlock(nn.Module):
             raise ConfigError('a fused model computes no gradients, neither to its image: use the model that it was made from')
         y = F.conv2d(x, self.dwconv_weight, self.dwconv_bias, **self.convolution)
         weights = [one.to(y.dtype) for one in (self.w1, self.b1, self.w2, self.b2)]  # under autocast they differ
-        if is_traced(x):
+        if is_traced(x) or is_small(x, by_image=self.grn is not None):
             return x + self._plain_mlp(y.permute(0, 2, 3, 1), *weights).permute(0, 3, 1, 2)
         y = y.contiguous(memory_format=torch.channels_last)
         images = 1 if self.grn is None else len(x)  # V1's pixels are all alike
@@ -94,7 +94,7 @@ class FusedBlock(nn.Module):
             w2 = (w2 * response_scale(energy, self.grn)).to(w2.dtype)
         for run in pieces:
             activated = hidden[run.start] if hidden else _hidden(y[run], w1, b1, self.eps)
-            torch.add(x[run], b2, out=y[run]).addmm_(activated, w2.t())
+            torch.add(x[run], linear(activated, w2, b2), out=y[run])
 
     def train(self, mode: bool = True) -> 'FusedBlock':
         if mode:
@@ -126,7 +126,4 @@ class FusedDownsample(nn.Sequential):
 
 def _hidden(x, w1, b1, eps):
     """(T, C) -> (T, 4C)."""
-    x = F.layer_norm(x, x.shape[1:], eps=eps)
-    if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.mkldnn, '_linear_pointwise'):
-        return torch.ops.mkldnn._linear_pointwise(x, w1, b1, 'gelu', [], 'none')  # applied as it writes
-    return F.gelu(F.linear(x, w1, b1))
+    return linear(F.layer_norm(x, x.shape[1:], eps=eps), w1, b1, 'gelu')

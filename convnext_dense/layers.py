@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from .mlp import Parameters, is_traced, mlp, response_energy, response_scale, strips
+from .depthwise import depthwise
+from .mlp import Parameters, is_small, is_traced, mlp, response_energy, response_scale, strips
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -114,7 +115,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         # V2's runs go image by image, which a GPU would wait for.
-        in_runs = not is_traced(x) and (self.gamma is not None or x.device.type == 'cpu') and self.odd_layer() is None
+        v2 = self.gamma is None
+        in_runs = not (is_traced(x) or v2 and x.device.type != 'cpu' or is_small(x, by_image=v2) or self.odd_layer())
         branch = self._branch(x) if in_runs else self._maybe_recomputed('block', self._plain_branch, x)
         # Outside of what is recomputed, so that no random state has to be kept for it.
         if self.training and self.drop_path_rate:
@@ -122,7 +124,7 @@ class Block(nn.Module):
         return x + branch
 
     def _branch(self, x):
-        y = self.dwconv(x).permute(0, 2, 3, 1)
+        y = depthwise(x, self.dwconv).permute(0, 2, 3, 1)
         place, dtype = y.data_ptr(), y.dtype
 
         def pack(saved):  # the map between the convolution and the MLP is not kept

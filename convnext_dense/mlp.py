@@ -15,6 +15,9 @@ is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling
 SMALLEST_RUN, MOST_RUNS = 2048, 16  # pixels, fewer make slow products; beyond so many runs no memory is saved
 
 
+FEW_VALUES = 1 << 17  # in less than so many, the loop over runs takes longer than it saves
+
+
 class Parameters(NamedTuple):
     """Of the MLP of a block, as the block has them."""
     norm_weight: Tensor  # (C)
@@ -56,6 +59,19 @@ def is_traced(x: Tensor) -> bool:
     return is_compiling() or torch.jit.is_tracing() or x.is_meta
 
 
+def is_small(x: Tensor, by_image: bool) -> bool:
+    """Whether the plain operators are faster for a map (N, ...): ``by_image`` as for GRN, where each image has its own weights."""
+    return x.device.type == 'cpu' and x.numel() < FEW_VALUES * (2 * len(x) if by_image else 1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, activation: str = 'none') -> Tensor:
+    """F.linear, and 'gelu' as it writes, without autograd. oneDNN's: in fp32 a tenth faster than the product behind F.linear."""
+    if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.mkldnn, '_linear_pointwise'):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], 'none')
+    x = F.linear(x, weight, bias)
+    return F.gelu(x) if activation == 'gelu' else x
+
+
 def response_energy(x: Tensor) -> Tensor:
     """GRN's statistic, in fp32 or better: the squares of a large map overflow half precision. (..., T, C) -> (..., C)"""
     return torch.linalg.vector_norm(x, dim=-2, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -92,16 +108,15 @@ class _MLP(torch.autograd.Function):
         # As in the plain operators, V1's residual stream is in the precision of the layer scale under autocast.
         exact = dtype if cast.layer_scale is None else torch.promote_types(dtype, cast.layer_scale.dtype)
         out = images.new_empty(images.shape, dtype=exact)
-        hidden = images.new_empty(*images.shape[:2], len(cast.w1), dtype=dtype) if keep_hidden else [None] * len(images)
-        for image, own_hidden, own_out in zip(images, hidden, out):
-            _forward(image, cast, eps, own_hidden, own_out)
-        ctx.save_for_backward(hidden if keep_hidden else None, x, *parameters)
+        hidden = [_forward(image, cast, eps, keep_hidden, own_out) for image, own_out in zip(images, out)]
+        ctx.save_for_backward(x, *parameters, *(run for image in hidden for run in image))
         ctx.eps, ctx.dtype = eps, dtype
         return out.view(x.shape)
 
     @staticmethod
     def backward(ctx, grad):
-        hidden, x, *parameters = ctx.saved_tensors
+        x, *saved = ctx.saved_tensors
+        parameters, hidden = saved[:len(Parameters._fields)], saved[len(Parameters._fields):]
         cast = _cast(parameters, ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: these gradients are differentiated again
             inputs = [x, *parameters]
@@ -115,8 +130,9 @@ class _MLP(torch.autograd.Function):
         # Added up over the runs in fp32 or better, whatever the products are in.
         sums = Parameters(*(None if one is None else torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32))
                             for one in parameters))
+        kept = len(hidden) // max(1, len(images))  # runs of an image
         for i, image in enumerate(images):
-            _backward(image, cast, ctx.eps, None if hidden is None else hidden[i], grads[i].contiguous(), dx[i], sums)
+            _backward(image, cast, ctx.eps, hidden[i * kept:(i + 1) * kept], grads[i].contiguous(), dx[i], sums)
         w2, b2 = parameters[4:6]
         if sums.layer_scale is not None:  # so far the second layer's are those of its product with the layer scale
             sums.layer_scale.copy_(torch.einsum('ij,ij->i', sums.w2, w2.to(sums.w2.dtype))).addcmul_(sums.b2, b2)
@@ -135,30 +151,29 @@ def _cast(parameters, dtype):
     return cast._replace(layer_scale=parameters.layer_scale, grn_gamma=parameters.grn_gamma)
 
 
-def _forward(x, parameters, eps, hidden, out):
-    """Fill ``out``, (T, C), and ``hidden``, (T, 4C), if it is there, for one image."""
+def _forward(x, parameters, eps, keep_hidden, out):
+    """Fill ``out``, (T, C), for one image. Returns the first product, run by run, if it is to be kept."""
     norm_weight, norm_bias, w1, b1, w2, b2, layer_scale, grn_gamma, grn_beta = parameters
+    norm_weight, norm_bias = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
     pieces = runs(x)
-
     activated = _Scratch(pieces[0], w1)  # memory that is used again is in the cache, and costs no page faults
 
-    def first_product(run):
-        normed = F.layer_norm(x[run], x.shape[1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps).to(w1.dtype)
-        return torch.addmm(b1, normed, w1.t(), out=activated(run) if hidden is None else hidden[run])
+    def first_product(run, activation='none'):
+        return linear(F.layer_norm(x[run], x.shape[1:], norm_weight, norm_bias, eps).to(w1.dtype), w1, b1, activation)
+    hidden = []
     if grn_gamma is not None:
-        if hidden is None:  # read twice
-            hidden = w1.new_empty(len(x), len(w1))
-        for run in pieces:
-            first_product(run)
+        hidden = [first_product(run) for run in pieces]
         b2 = torch.addmv(b2, w2, grn_beta)
-        w2 = (w2 * response_scale(_energy(hidden, pieces), grn_gamma)).to(w2.dtype)
-    for run in pieces:
-        h = first_product(run) if grn_gamma is None else hidden[run]
-        g = _gelu(h, activated(run))
+        w2 = (w2 * response_scale(_energy(hidden), grn_gamma)).to(w2.dtype)
+    for i, run in enumerate(pieces):
+        if grn_gamma is None and keep_hidden:
+            hidden.append(first_product(run))
+        product = linear(_gelu(hidden[i], activated(run)) if hidden else first_product(run, 'gelu'), w2, b2)
         if layer_scale is None:
-            torch.addmm(b2, g, w2.t(), out=out[run])
+            out[run] = product
         else:
-            torch.mul(torch.addmm(b2, g, w2.t()), layer_scale, out=out[run])
+            torch.mul(product, layer_scale, out=out[run])
+    return hidden if keep_hidden else []
 
 
 def _backward(x, parameters, eps, hidden, grad, dx, sums):
@@ -166,39 +181,38 @@ def _backward(x, parameters, eps, hidden, grad, dx, sums):
     norm_weight, norm_bias, w1, b1, w2, _, layer_scale, grn_gamma, _ = parameters
     norm_weight, norm_bias = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
     pieces = runs(x)
-    again, activated, dactivated = (_Scratch(pieces[0], w1) for _ in range(3))
+    activated = _Scratch(pieces[0], w1)
 
-    def first_product(run):
+    def normed_run(run):
         normed, *statistics = torch.native_layer_norm(x[run], x.shape[1:], norm_weight, norm_bias, eps)
-        normed = normed.to(w1.dtype)
-        return normed, statistics, torch.addmm(b1, normed, w1.t(), out=again(run)) if hidden is None else hidden[run]
+        return normed.to(w1.dtype), statistics
     if grn_gamma is not None:
-        if hidden is None:
-            hidden = torch.cat([first_product(run)[2].clone() for run in pieces])
+        hidden = hidden or [linear(normed_run(run)[0], w1, b1) for run in pieces]
         with torch.enable_grad():
-            gamma, energy = grn_gamma.detach().requires_grad_(), _energy(hidden, pieces).requires_grad_()
+            gamma, energy = grn_gamma.detach().requires_grad_(), _energy(hidden).requires_grad_()
             scale = response_scale(energy, gamma)
         product = torch.zeros_like(sums.w2)  # of grad and GELU: from it come the gradients of the second layer and of the scale
-        for run in pieces:
-            _add_product(product, grad[run].t(), F.gelu(hidden[run]))
+        for run, h in zip(pieces, hidden):
+            _add_product(product, grad[run].t(), _gelu(h, activated(run)))
         dgamma, denergy = torch.autograd.grad(scale, (gamma, energy), torch.einsum('ij,ij->j', product, w2.to(product.dtype)))
         sums.grn_gamma.add_(dgamma)
         sums.w2.addcmul_(product, scale.detach())
         pull = (denergy / energy.detach().clamp(min=torch.finfo(energy.dtype).tiny)).to(w2.dtype)
         w2 = (w2 * scale.detach()).to(w2.dtype)
-    for run in pieces:
-        normed, statistics, h = first_product(run)
+    for i, run in enumerate(pieces):
+        normed, statistics = normed_run(run)
+        h = hidden[i] if hidden else linear(normed, w1, b1)
         g = _gelu(h, activated(run))
         if grn_gamma is None:
             _add_product(sums.w2, grad[run].t().to(w2.dtype), g)
-            dh = torch.mm((grad[run] * layer_scale).to(w2.dtype), w2, out=dactivated(run))
+            dh = linear((grad[run] * layer_scale).to(w2.dtype), w2.t())
         else:
-            dh = torch.mm(grad[run], w2, out=dactivated(run)).addcmul_(g, pull)
+            dh = linear(grad[run], w2.t()).addcmul_(g, pull)
         torch.ops.aten.gelu_backward.grad_input(dh, h, grad_input=dh)
         _add_product(sums.w1, dh.t(), normed)
         sums.b1.add_(dh.sum(0, dtype=sums.b1.dtype))
         dx[run], *affine = torch.ops.aten.native_layer_norm_backward(
-            (dh @ w1).to(x.dtype), x[run], x.shape[1:], *statistics, norm_weight, norm_bias, [True] * 3)
+            linear(dh, w1.t()).to(x.dtype), x[run], x.shape[1:], *statistics, norm_weight, norm_bias, [True] * 3)
         sums.norm_weight.add_(affine[0])
         sums.norm_bias.add_(affine[1])
     sums.b2.add_(grad.sum(0, dtype=sums.b2.dtype))
@@ -218,8 +232,8 @@ def _gelu(h, out):
     return torch.ops.aten.gelu.out(h, out=out)
 
 
-def _energy(hidden, pieces):
-    return response_energy(torch.stack([response_energy(F.gelu(hidden[run])) for run in pieces]))
+def _energy(hidden):
+    return response_energy(torch.stack([response_energy(F.gelu(run)) for run in hidden]))
 
 
 def _add_product(total, a, b):

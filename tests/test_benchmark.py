@@ -1,11 +1,12 @@
 """The benchmark measures what it says, and compares only what is the same network."""
 import json
+import sys
 
 import pytest
 import torch
 from conftest import DEMO, run
 from PIL import Image
-from timing import interleaved, peak_memory
+from timing import Process, interleaved, peak_memory
 
 OURS = {'inference': {'convnext_dense', 'convnext_dense, fused'}, 'training': {f'convnext_dense, {mode}' for mode in ('none', 'mlp', 'block')}}
 
@@ -30,18 +31,30 @@ def test_whole_models(tmp_path):
     assert 'mask-rcnn' in output
 
 
-def test_other_networks_are_not_timed(monkeypatch):
+def test_other_networks_are_not_timed(monkeypatch, tmp_path):
     import benchmark
-    make = benchmark.timm_peer
+    scenario = benchmark.Scenario('atto', '1x64x64')
+    images, net = benchmark.common(scenario)
+    torch.save(net.double()(images.double()), tmp_path / 'expected.pt')
 
     def wrong(arch):
-        model, maps = make(arch)
+        model, maps = benchmark.timm_peer(arch)
         model.stages[1].blocks[0].norm.eps = .1
         return model, maps
-    monkeypatch.setattr(benchmark, 'timm_peer', wrong)
-    args = type('Arguments', (), dict(device='cpu', compile=False, configs=[], runs=1))
+    benchmark.backbone('timm', scenario, 'cpu', tmp_path / 'expected.pt')
+    monkeypatch.setitem(benchmark.PEERS, 'timm', wrong)
     with pytest.raises(benchmark.ConfigError, match='timm is another network'):
-        benchmark.benchmark(benchmark.Scenario('atto', '1x64x64'), args)
+        benchmark.backbone('timm', scenario, 'cpu', tmp_path / 'expected.pt')
+
+
+def test_what_fails_in_a_process_is_told():
+    process = Process(int, 'no number')
+    with pytest.raises(ValueError, match='no number'):
+        process.ask('facts')
+    process.end()
+    dies = Process(sys.exit)
+    with pytest.raises(RuntimeError, match='has died'):
+        dies.ask('facts')
 
 
 def test_peak_memory_counts_what_lives_at_once():
@@ -55,5 +68,5 @@ def test_peak_memory_counts_what_lives_at_once():
 
 def test_runs_take_turns():
     calls = []
-    seconds = interleaved(dict(a=lambda: calls.append('a'), b=lambda: calls.append('b')), 3, 'cpu', 'turns')
-    assert calls == ['a', 'b'] * 4 and [len(times) for times in seconds.values()] == [3, 3]
+    seconds = interleaved({name: lambda name=name: calls.append(name) or len(calls) for name in 'ab'}, 3, 'turns')
+    assert calls == ['a', 'b'] * 4 and seconds == dict(a=[3, 5, 7], b=[4, 6, 8])

@@ -7,13 +7,14 @@
     python tools/benchmark.py configs/coco/mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco.py --size 1x800x1280
 
 Backbones get the same random weights, each peer the memory format in which it is faster, and no model is timed whose maps
-are not those of the float64 network. Runs are interleaved. Memory is the allocator's peak above the weights, outputs
+are not those of the float64 network. Every model has a process of its own, and their runs take turns. Memory is the allocator's peak above the weights, outputs
 included; of a training step without the gradients of the weights, which all hold alike.
 """
 import argparse
 import copy
 import json
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,8 +23,9 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 from rich.console import Console
+from rich.progress import track
 from rich.table import Column, Table
-from timing import interleaved, machine, peak_memory, product_rate, shares
+from timing import Candidate, Process, interleaved, machine, product_rate
 from torch import nn
 
 from convnext_dense import ARCHITECTURES, ConfigError, ConvNeXt, fuse
@@ -31,6 +33,8 @@ from convnext_dense.weights import convert
 
 BOUND = dict(float32=1e-4, bfloat16=.1, float16=.02)  # of an output's error, relative to float64: beyond it is another network
 NAMED = .03  # share of the time from which a part is named
+OURS = ('convnext_dense', 'convnext_dense, fused')
+OURS_IN_TRAINING = {f'convnext_dense, {mode}': mode for mode in ('none', 'mlp', 'block')}
 HEADER = ('model', 'median, s', 'spread', 'speed', 'memory, MB', 'memory', 'error')
 
 
@@ -93,51 +97,78 @@ def main():
 
 
 def benchmark(scenario, args):
-    torch.manual_seed(0)
-    shape = [int(number) for number in scenario.size.split('x')]
-    if len(shape) != 3:
-        raise ConfigError(f'--size {scenario.size}: expected IMAGESxHEIGHTxWIDTH')
-    images = torch.randn(shape[0], 3, *shape[1:])
-    dtype = getattr(torch, scenario.dtype)
-    functions = whole_models(scenario, images, args.device) if args.configs else backbones(scenario, images, dtype, args)
-    seconds = interleaved({name: run for name, (run, _) in functions.items()}, args.runs, args.device, str(scenario))
-    rows = {name: dict(median=median(times), seconds=times, memory=peak_memory(functions[name][0], args.device), error=functions[name][1])
+    images_of(scenario)  # a wrong size is told before any work
+    with tempfile.TemporaryDirectory() as folder:
+        if args.configs:
+            processes = {name: Process(whole_model, name, scenario, args.device) for name in ('unfused', 'fused')}
+        else:
+            images, net = common(scenario)
+            with torch.no_grad():
+                torch.save(copy.deepcopy(net).double()(images.double()), f'{folder}/expected.pt')
+            names = [*(OURS_IN_TRAINING if scenario.train else OURS), *PEERS]
+            names += [f'{name}, compiled' for name in names if not name.endswith('fused')] * args.compile
+            processes = {name: Process(backbone, name, scenario, args.device, f'{folder}/expected.pt') for name in names}
+        try:
+            return measured(scenario, args, processes)
+        finally:
+            for process in processes.values():
+                process.end()
+
+
+def measured(scenario, args, processes):
+    facts = {name: process.ask('facts') for name, process in track(processes.items(), f'{scenario}: models', transient=True)}
+    processes = {name: process for name, process in processes.items() if facts[name] is not None}
+    seconds = interleaved({name: partial(process.ask, 'seconds') for name, process in processes.items()}, args.runs, str(scenario))
+    rows = {name: dict(median=median(times), seconds=times, memory=processes[name].ask('memory'), **facts[name])
             for name, times in seconds.items()}
     result = dict(scenario=scenario._asdict(), rows=rows)
     if not args.configs and not scenario.train:
-        net = ConvNeXt(scenario.arch, out_norm=False)
-        result.update(parameters=sum(p.numel() for p in net.parameters()), flops=2 * macs(net, images))
-        result.update(rate=product_rate(dtype, args.device), shares=shares(functions['convnext_dense, fused'][0], args.device))
+        images, net = common(scenario)
+        result.update(parameters=sum(p.numel() for p in net.parameters()), flops=2 * macs(net, images),
+                      rate=product_rate(getattr(torch, scenario.dtype), args.device), shares=processes['convnext_dense, fused'].ask('shares'))
         share = result['shares'].get('matrix products', 1)
         result['efficiency'] = product_flops(scenario.arch, images) / (rows['convnext_dense, fused']['median'] * share * result['rate'])
     return result
 
 
-def backbones(scenario, images, dtype, args):
-    """Name -> (what is timed, relative error of its worst map)."""
-    net = randomise(ConvNeXt(scenario.arch, out_norm=False, drop_path_rate=0.))
-    with torch.no_grad():
-        expected = copy.deepcopy(net).double()(images.double())
-    own = {f'convnext_dense, {mode}': with_mode(net, scenario.arch, mode) for mode in ('none', 'mlp', 'block')} if scenario.train else {
-        'convnext_dense': net, 'convnext_dense, fused': fuse(net)}
-    targets = [torch.randn_like(one) for one in expected] if scenario.train else None
-    functions = {}
-    for name, model in {**own, **peers(net, scenario.arch)}.items():
-        timed = []
-        for layout in (torch.contiguous_format, torch.channels_last)[:1 if name in own else 2]:
-            ready = copy.deepcopy(model).to(args.device, dtype, memory_format=layout).train(scenario.train)
-            x = images.to(args.device, dtype).contiguous(memory_format=layout)
-            with torch.no_grad():
-                error = max(((a.double().cpu() - b).norm() / b.norm()).item() for a, b in zip(ready(x), expected))
-            if error > BOUND[scenario.dtype]:
-                raise ConfigError(f'{name} is another network: its maps differ by {error:.2g}')
-            run = partial(step, ready, x, [one.to(args.device, dtype) for one in targets]) if targets else partial(infer, ready, x)
-            timed.append((best_of_two(run, args.device), run, error))
-        functions[name] = min(timed, key=lambda item: item[0])[1:]
-        if args.compile and not name.endswith('fused'):
-            compiled = torch.compile(copy.deepcopy(functions[name][0].args[0]))
-            functions[f'{name}, compiled'] = (partial(functions[name][0].func, compiled, *functions[name][0].args[1:]), functions[name][1])
-    return functions
+def images_of(scenario):
+    try:
+        count, height, width = (int(number) for number in scenario.size.split('x'))
+    except ValueError:
+        raise ConfigError(f'--size {scenario.size}: expected IMAGESxHEIGHTxWIDTH') from None
+    torch.manual_seed(0)
+    return torch.randn(count, 3, height, width)
+
+
+def common(scenario):
+    """The images, and the network that all are to be: the same in every process."""
+    return images_of(scenario), randomise(ConvNeXt(scenario.arch, out_norm=False, drop_path_rate=0.))
+
+
+def backbone(name, scenario, device, expected):
+    """A Candidate; with facts of None: that library is not installed, or has no such architecture."""
+    images, net = common(scenario)
+    expected, dtype = torch.load(expected), getattr(torch, scenario.dtype)
+    name, is_compiled = name.removesuffix(', compiled'), name.endswith(', compiled')
+    own = name.startswith('convnext_dense')
+    try:
+        model = ours(name, net, scenario.arch) if own else peer(name, net, scenario.arch)
+    except (ImportError, KeyError):
+        return Candidate(None, device, None)
+    targets = [torch.randn_like(one).to(device, dtype) for one in expected] if scenario.train else None
+    timed = []
+    for layout in (torch.contiguous_format, torch.channels_last)[:1 if own else 2]:
+        ready = copy.deepcopy(model).to(device, dtype, memory_format=layout).train(scenario.train)
+        x = images.to(device, dtype).contiguous(memory_format=layout)
+        with torch.no_grad():
+            error = max(((a.double().cpu() - b).norm() / b.norm()).item() for a, b in zip(ready(x), expected))
+        if not error < BOUND[scenario.dtype]:
+            raise ConfigError(f'{name} is another network: its maps differ by {error:.2g}')
+        if is_compiled:
+            ready = torch.compile(ready)
+        candidate = Candidate(partial(step, ready, x, targets) if targets else partial(infer, ready, x), device, dict(error=error))
+        timed.append((min(candidate.seconds() for _ in range(3)), layout, candidate))
+    return min(timed, key=lambda item: item[0])[-1]
 
 
 def infer(model, images):
@@ -150,13 +181,10 @@ def step(model, images, targets):
     sum((one * target).sum() for one, target in zip(model(images), targets)).backward()
 
 
-def best_of_two(run, device):
-    times = interleaved({'': run}, 2, device, 'choosing a memory format')['']
-    return min(times)
-
-
-def with_mode(net, arch, mode):
-    other = ConvNeXt(arch, out_norm=False, checkpointing=mode)
+def ours(name, net, arch):
+    if name.endswith('fused'):
+        return fuse(net)
+    other = ConvNeXt(arch, out_norm=False, checkpointing=OURS_IN_TRAINING.get(name, 'none'))
     other.load_state_dict(net.state_dict())
     return other
 
@@ -199,19 +227,13 @@ class Features(nn.Module):
         return self.maps(self.model, images)
 
 
-def peers(net, arch):
-    """Those that are installed and have this size, with the weights of ``net``."""
-    found = {}
-    for name, make in dict(timm=timm_peer, torchvision=torchvision_peer, transformers=transformers_peer, mmpretrain=mmpretrain_peer).items():
-        try:
-            model, maps = make(arch)
-        except (ImportError, KeyError):
-            continue
-        missing, unexpected = model.load_state_dict(convert(net.state_dict(), name).tensors, strict=False)
-        if unexpected or any('classifier' not in one and 'head' not in one for one in missing):
-            raise ConfigError(f'{name} has other weights than its layout says: {missing}, {unexpected}')
-        found[name] = Features(model, maps)
-    return found
+def peer(name, net, arch):
+    """With the weights of ``net``."""
+    model, maps = PEERS[name](arch)
+    missing, unexpected = model.load_state_dict(convert(net.state_dict(), name).tensors, strict=False)
+    if unexpected or any('classifier' not in one and 'head' not in one for one in missing):
+        raise ConfigError(f'{name} has other weights than its layout says: {missing}, {unexpected}')
+    return Features(model, maps).eval()
 
 
 def timm_peer(arch):
@@ -262,23 +284,27 @@ def mmpretrain_peer(arch):
     return model, lambda model, images: model(images)
 
 
+PEERS = dict(timm=timm_peer, torchvision=torchvision_peer, transformers=transformers_peer, mmpretrain=mmpretrain_peer)
+
+
 # ---- whole models ----
 
-def whole_models(scenario, images, device):
+def whole_model(name, scenario, device):
     from mmengine.registry import init_default_scope
 
     from convnext_dense.building import build
     from convnext_dense.flops import samples
+    images = images_of(scenario)
     cfg = Config.fromfile(scenario.arch)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = build(cfg.model, device)
-    models = dict(unfused=model, fused=fuse(model))
     batch = samples(model, images) * len(images)
+    model = fuse(model) if name == 'fused' else model
 
-    def predict(model):
+    def predict():
         with torch.no_grad():
             return model(images.to(device), copy.deepcopy(batch), mode='predict')
-    return {name: (partial(predict, one), None) for name, one in models.items()}
+    return Candidate(predict, device, dict(error=None))
 
 
 # ---- what is shown ----
