@@ -39,7 +39,7 @@ def fuse(model: nn.Module) -> nn.Module:
             backbone.requires_grad_(False)
             for i, downsample in enumerate(backbone.downsample_layers[1:], start=1):
                 if downsample[1].stride == (2, 2):
-                    backbone.downsample_layers[i] = FusedDownsample(*downsample)
+                    backbone.downsample_layers[i] = FusedDownsample(*downsample).to(memory_format=torch.channels_last)  # as its maps are
     return model
 
 
@@ -92,9 +92,8 @@ class FusedBlock(nn.Module):
             hidden = {run.start: _hidden(y[run], w1, b1, self.eps) for run in pieces}
             energy = response_energy(torch.stack([response_energy(one) for one in hidden.values()]))
             w2 = (w2 * response_scale(energy, self.grn)).to(w2.dtype)
-        for run in pieces:
-            activated = hidden[run.start] if hidden else _hidden(y[run], w1, b1, self.eps)
-            torch.add(x[run], linear(activated, w2, b2), out=y[run])
+        for run in pieces:  # no name for what is 4C wide: it would live until the next is there
+            torch.add(x[run], linear(hidden.pop(run.start) if hidden else _hidden(y[run], w1, b1, self.eps), w2, b2), out=y[run])
 
     def train(self, mode: bool = True) -> 'FusedBlock':
         if mode:

@@ -12,7 +12,7 @@ from torch import Tensor
 # The 4C-wide tensor of one run, bytes: what the cache of a core holds a few times over; on a GPU, what is worth a launch.
 RUN_BYTES = dict(cpu=8 << 20, cuda=256 << 20)
 is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)  # torch 2.1 has only the latter
-SMALLEST_RUN, MOST_RUNS = 2048, 16  # pixels, fewer make slow products; beyond so many runs no memory is saved
+SMALLEST_RUN, MOST_RUNS = 1000, 16  # pixels, fewer make slow products; beyond so many runs no memory is saved
 
 
 FEW_VALUES = 1 << 17  # in less than so many, the loop over runs takes longer than it saves
@@ -94,7 +94,8 @@ def runs(x: Tensor) -> List[slice]:
 def strips(x: Tensor, multiple: int = 1) -> List[slice]:
     """Rows of a map (N, C, H, W) that hold about as many pixels as a run, a ``multiple`` of rows; a rest is left out."""
     height = x.shape[2] - x.shape[2] % multiple
-    rows = multiple * max(1, 2 * SMALLEST_RUN // max(1, len(x) * x.shape[3] * multiple))
+    pixels = min(2 * SMALLEST_RUN, len(x) * height * x.shape[3] // MOST_RUNS)
+    rows = multiple * max(1, pixels // max(1, len(x) * x.shape[3] * multiple))
     return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
 
 
@@ -215,6 +216,7 @@ def _backward(x, parameters, eps, hidden, grad, dx, sums):
             linear(dh, w1.t()).to(x.dtype), x[run], x.shape[1:], *statistics, norm_weight, norm_bias, [True] * 3)
         sums.norm_weight.add_(affine[0])
         sums.norm_bias.add_(affine[1])
+        del normed, h, g, dh  # or they live until the next ones are there
     sums.b2.add_(grad.sum(0, dtype=sums.b2.dtype))
 
 

@@ -9,8 +9,14 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pytest import mark, raises
 
+import convnext_dense.mlp
 from convnext_dense import ConfigError, ConvNeXt, fuse
 from convnext_dense.building import build
+
+
+@pytest.fixture(autouse=True)
+def small_maps_in_runs(monkeypatch):
+    monkeypatch.setattr(convnext_dense.mlp, 'FEW_VALUES', 0)
 
 
 def errors(maps, expected):

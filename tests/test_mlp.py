@@ -1,4 +1,4 @@
-"""The MLP in runs of pixels is the plain MLP: values, gradients, second gradients; and it keeps less."""
+"""The MLP in runs of pixels, and the depthwise layer, are the plain ones: values, gradients, second gradients; and it keeps less."""
 import copy
 
 import pytest
@@ -7,6 +7,7 @@ from conftest import randomise
 from pytest import mark
 from timing import peak_memory
 
+import convnext_dense.depthwise
 import convnext_dense.mlp
 from convnext_dense import ConvNeXt
 from convnext_dense.layers import Block
@@ -17,6 +18,9 @@ MODES = ['none', 'mlp', 'block']
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch):
     monkeypatch.setattr(convnext_dense.mlp, 'SMALLEST_RUN', 7)
+    monkeypatch.setattr(convnext_dense.depthwise, 'STRIP_BYTES', 10_000)
+    for module in (convnext_dense.mlp, convnext_dense.depthwise):
+        monkeypatch.setattr(module, 'FEW_VALUES', 0)
 
 
 def net_of(arch, mode='none', dtype=torch.float32):
@@ -74,6 +78,19 @@ def test_first_and_second_derivatives(generation, mode):
     inputs = (x, *block.parameters())
     assert torch.autograd.gradcheck(lambda x, *_: block(x), inputs)
     assert torch.autograd.gradgradcheck(lambda x, *_: block(x), inputs)
+
+
+@mark.parametrize('shape, dilation', [((2, 96, 40, 56), 1), ((3, 24, 9, 31), 2), ((7, 160, 5, 5), 1), ((1, 16, 2, 3), 4)])
+@mark.parametrize('strip_bytes', [1, 50_000, 1 << 22])
+def test_weight_gradient_of_the_depthwise_layer(shape, dilation, strip_bytes, monkeypatch):
+    monkeypatch.setattr(convnext_dense.depthwise, 'STRIP_BYTES', strip_bytes)
+    conv = torch.nn.Conv2d(shape[1], shape[1], 7, padding=3 * dilation, dilation=dilation, groups=shape[1])
+    x, grad = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    double = copy.deepcopy(conv).double()
+    exact, = torch.autograd.grad(double(x.double()), double.weight, grad.double())
+    theirs, = torch.autograd.grad(conv(x), conv.weight, grad)
+    ours = convnext_dense.depthwise.weight_gradient(x, grad, 7, dilation)
+    assert (ours - exact).norm() < 1e-6 * exact.norm() + 2 * (theirs - exact).norm()
 
 
 def test_a_layer_that_is_watched_or_replaced_has_its_say():
