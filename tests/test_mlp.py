@@ -113,7 +113,7 @@ def test_an_empty_batch_gives_empty_maps():
 @mark.parametrize('arch', ['atto', 'v2_atto'])
 def test_memory_of_a_training_step(arch, monkeypatch):
     monkeypatch.undo()
-    image, peaks = torch.randn(2, 3, 256, 256), {}
+    image, peaks = torch.randn(1, 3, 512, 512), {}
     for mode in MODES:
         net = net_of(arch, mode)
 
