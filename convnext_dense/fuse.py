@@ -114,7 +114,7 @@ class FusedDownsample(nn.Sequential):
         if x.device.type != 'cpu' or is_traced(x):
             return super().forward(x)
         out = None
-        for rows in strips(x, multiple=2):
+        for rows in strips(x, multiple=2, least=8 * x.shape[1]):  # as much as the weights, which each call reorders
             strip = super().forward(x[:, :, rows])
             if out is None:
                 size = (*strip.shape[:2], x.shape[2] // 2, strip.shape[3])

@@ -12,7 +12,7 @@ from torch import Tensor
 # The 4C-wide tensor of one run, bytes: what the cache of a core holds a few times over; on a GPU, what is worth a launch.
 RUN_BYTES = dict(cpu=8 << 20, cuda=256 << 20)
 is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)  # torch 2.1 has only the latter
-SMALLEST_RUN, MOST_RUNS = 1000, 16  # pixels, fewer make slow products; beyond so many runs no memory is saved
+SMALLEST_RUN, STRIP, MOST_RUNS = 1000, 4096, 16  # pixels, fewer make slow products; beyond so many runs no memory is saved
 
 
 FEW_VALUES = 1 << 17  # in less than so many, the loop over runs takes longer than it saves
@@ -91,11 +91,11 @@ def runs(x: Tensor) -> List[slice]:
     return [slice(start, min(start + length, len(x))) for start in range(0, len(x), length)] or [slice(0, 0)]
 
 
-def strips(x: Tensor, multiple: int = 1) -> List[slice]:
-    """Rows of a map (N, C, H, W) that hold about as many pixels as a run, a ``multiple`` of rows; a rest is left out."""
+def strips(x: Tensor, multiple: int = 1, least: int = 1) -> List[slice]:
+    """Rows of a map (N, C, H, W), a ``multiple`` of rows and, where there are so many, ``least`` pixels; a rest is left out."""
     height = x.shape[2] - x.shape[2] % multiple
-    pixels = min(2 * SMALLEST_RUN, len(x) * height * x.shape[3] // MOST_RUNS)
-    rows = multiple * max(1, pixels // max(1, len(x) * x.shape[3] * multiple))
+    row = max(1, len(x) * x.shape[3] * multiple)
+    rows = multiple * max(1, -(-least // row), min(STRIP, height // multiple * row // MOST_RUNS) // row)
     return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
 
 
