@@ -78,7 +78,7 @@ def main():
         try:
             result = benchmark(scenario, args)
         except (ConfigError, RuntimeError) as error:
-            console.print(f'{scenario}: {type(error).__name__}: {error}', style='red', markup=False)
+            console.print(f'{scenario}: {error}', style='red', markup=False)
             continue
         title, rows, note = cells_of(result)
         table = Table(*HEADER[:1], *(Column(name, justify='right') for name in HEADER[1:]), title=title)
