@@ -24,18 +24,17 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, bias = ctx.saved_tensors
-        inputs = [one.to(grad.dtype) for one in (x, weight, bias)]  # autocast's
+        x, weight, bias = (one.to(grad.dtype) for one in ctx.saved_tensors)  # autocast's
         with torch.autocast('cpu', enabled=False):
             if torch.is_grad_enabled():  # create_graph=True: these gradients are differentiated again
-                wanted = [one for one, needed in zip(inputs, ctx.needs_input_grad) if needed]
-                found = iter(torch.autograd.grad(F.conv2d(*inputs, **ctx.options), wanted, grad, create_graph=True))
-                dx, dweight, dbias = (next(found) if needed else None for needed in ctx.needs_input_grad[:3])
-            else:
-                dx = torch.ops.aten.convolution_backward(
-                    grad, x.to(grad.dtype), weight.to(grad.dtype), None, *list(ctx.options.values())[:3], False, (0, 0), len(weight), (True, False, False))[0]
-                dweight, dbias = weight_gradient(x, grad, weight.shape[-1], ctx.options['dilation'][0]), grad.sum((0, 2, 3))
-        return dx, dweight, dbias, None, None
+                wanted = [one for one, needed in zip((x, weight, bias), ctx.needs_input_grad) if needed]
+                found = iter(torch.autograd.grad(F.conv2d(x, weight, bias, **ctx.options), wanted, grad, create_graph=True))
+                return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
+            dx = torch.ops.aten.convolution_backward(grad, x, weight, None, *list(ctx.options.values())[:3], False, (0, 0), len(weight),
+                                                     (ctx.needs_input_grad[0], False, False))[0]
+            # From x as it was saved: this sum may be in a better precision than the convolution.
+            dweight = weight_gradient(ctx.saved_tensors[0], grad, weight.shape[-1], ctx.options['dilation'][0])
+        return dx, dweight, grad.sum((0, 2, 3)), None, None
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: int, dilation: int) -> Tensor:

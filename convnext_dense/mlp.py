@@ -11,11 +11,11 @@ from torch import Tensor
 
 # The 4C-wide tensor of one run, bytes: what the cache of a core holds a few times over; on a GPU, what is worth a launch.
 RUN_BYTES = dict(cpu=8 << 20, cuda=256 << 20)
-is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)  # torch 2.1 has only the latter
-SMALLEST_RUN, STRIP, MOST_RUNS = 1000, 4096, 16  # pixels, fewer make slow products; beyond so many runs no memory is saved
-
-
+SMALLEST_RUN = 1000  # pixels, fewer make slow products
+STRIP = 4096  # pixels of a strip at most
+MOST_RUNS = 16  # or strips of a map, beyond so many no memory is saved
 FEW_VALUES = 1 << 17  # in less than so many, the loop over runs takes longer than it saves
+is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)  # torch 2.1 has only the latter
 
 
 class Parameters(NamedTuple):

@@ -5,7 +5,6 @@ import platform
 import signal
 import subprocess
 import time
-from statistics import median
 from typing import Callable, Dict, List, NamedTuple
 
 import torch
@@ -130,10 +129,10 @@ def shares(function: Callable, device: str) -> Dict[str, float]:
 
 
 def product_rate(dtype: torch.dtype, device: str, side: int = 2048) -> float:
-    """FLOP/s of a large matrix product: what the machine can do at most."""
+    """FLOP/s of a large matrix product, the best of ten: what the machine can do at most."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = Candidate(lambda: a @ b, device, {})
-    return 2 * side**3 / median([product.seconds() for _ in range(11)][1:])
+    return 2 * side**3 / min(product.seconds() for _ in range(11))
 
 
 def machine(device: str) -> Dict[str, str]:
