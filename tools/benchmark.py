@@ -169,7 +169,7 @@ def backbone(name, scenario, device, expected):
         if is_compiled:
             ready = torch.compile(ready)
         candidate = Candidate(partial(step, ready, x, targets) if targets else partial(infer, ready, x), device, dict(error=error))
-        timed.append((min(candidate.seconds() for _ in range(2)), layout, candidate))
+        timed.append((min(candidate.seconds() for _ in range(2)), candidate))
     return min(timed, key=lambda item: item[0])[-1]
 
 
@@ -340,8 +340,8 @@ def cells_of(result):
 
 def report(results, about):
     lines = ['# Benchmark', '', 'Made by `tools/benchmark.py` (`make benchmark` for the suite): ' + ', '.join(
-        f'{key} {value}' for key, value in about.items()) + '. Each model in a process of its own. Speed is relative to the fastest peer, memory to the lightest; error is '
-        'that of the worst map relative to float64; spread is the middle half of the runs.', '', '![the same as bars](benchmark.png)', '']
+        f'{key} {value}' for key, value in about.items()) + '. Each model in a process of its own. Speed is relative to the fastest peer, memory to the '
+        'lightest; error is that of the worst map relative to float64; spread is the middle half of the runs.', '', '![the same as bars](benchmark.png)', '']
     for result in results:
         title, rows, note = cells_of(result)
         lines += [f'## {title}', '', '| ' + ' | '.join(HEADER) + ' |', '|---' + '|---:' * (len(HEADER) - 1) + '|']

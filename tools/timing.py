@@ -129,7 +129,7 @@ def shares(function: Callable, device: str) -> Dict[str, float]:
 
 
 def product_rate(dtype: torch.dtype, device: str, side: int = 2048) -> float:
-    """FLOP/s of a large matrix product, the best of ten: what the machine can do at most."""
+    """FLOP/s of a large matrix product, the best of eleven: what the machine can do at most."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = Candidate(lambda: a @ b, device, {})
     return 2 * side**3 / min(product.seconds() for _ in range(11))
