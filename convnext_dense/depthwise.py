@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .mlp import differentiable_gradients
+
 STRIP_BYTES = 4 << 20  # of the map in one go, measured: less means more calls, more leaves the cache
 FEW_VALUES = 1 << 17  # in a map of less, 49 calls take longer than oneDNN
 
@@ -27,9 +29,7 @@ class _Depthwise(torch.autograd.Function):
         x, weight, bias = (one.to(grad.dtype) for one in ctx.saved_tensors)  # autocast's
         with torch.autocast('cpu', enabled=False):
             if torch.is_grad_enabled():  # create_graph=True: these gradients are differentiated again
-                wanted = [one for one, needed in zip((x, weight, bias), ctx.needs_input_grad) if needed]
-                found = iter(torch.autograd.grad(F.conv2d(x, weight, bias, **ctx.options), wanted, grad, create_graph=True))
-                return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
+                return *differentiable_gradients(F.conv2d(x, weight, bias, **ctx.options), (x, weight, bias), grad), None, None
             dx = torch.ops.aten.convolution_backward(grad, x, weight, None, *list(ctx.options.values())[:3], False, (0, 0), len(weight),
                                                      (ctx.needs_input_grad[0], False, False))[0]
             # From x as it was saved: this sum may be in a better precision than the convolution.

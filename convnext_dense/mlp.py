@@ -3,7 +3,7 @@
 LayerNorm -> 4C linear -> GELU [-> GRN] -> C linear. All of it but GRN's statistics works on each pixel alone, so doing it
 for a few thousand pixels at a time is exact. This is for eager mode; compilers and exporters get the plain operators.
 """
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,13 @@ def strips(x: Tensor, multiple: int = 1, least: int = 1) -> List[slice]:
     return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
 
 
+def differentiable_gradients(output: Tensor, inputs: Sequence[Optional[Tensor]], grad: Tensor) -> List[Optional[Tensor]]:
+    """One for each of ``inputs``, None where none is wanted."""
+    wanted = [one for one in inputs if one is not None and one.requires_grad]
+    found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
+    return [next(found) if one is not None and one.requires_grad else None for one in inputs]
+
+
 class _MLP(torch.autograd.Function):
     """On (N, T, C). V2 does one image after the other, for V1 they are all one."""
 
@@ -120,11 +127,8 @@ class _MLP(torch.autograd.Function):
         parameters, hidden = saved[:len(Parameters._fields)], saved[len(Parameters._fields):]
         cast = _cast(parameters, ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: these gradients are differentiated again
-            inputs = [x, *parameters]
-            wanted = [one for one in inputs if one is not None and one.requires_grad]
             with torch.autocast(x.device.type, enabled=False):
-                found = iter(torch.autograd.grad(plain_mlp(x, cast, ctx.eps), wanted, grad, create_graph=True))
-            dx, *rest = [next(found) if one is not None and one.requires_grad else None for one in inputs]
+                dx, *rest = differentiable_gradients(plain_mlp(x, cast, ctx.eps), [x, *parameters], grad)
             return dx, None, None, None, *rest
         images, grads = (one if cast.grn_gamma is not None else one.reshape(1, -1, x.shape[-1]) for one in (x, grad))
         dx = torch.empty_like(images)
