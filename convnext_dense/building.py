@@ -1,7 +1,12 @@
 """Models of a config for looking at, not for training: nothing is fetched, nothing initialised."""
+from pathlib import Path
+from typing import Union
+
 import torch
 from mmengine.registry import MODELS
 from torch import nn
+
+from .weights.loading import read
 
 WEIGHTS = ('init_cfg', 'pretrained', 'teacher_ckpt')
 
@@ -16,6 +21,21 @@ def build(model: dict, device: str) -> nn.Module:
     built = built.to(device)  # torch.Tensor(n) does not heed the context
     built.eval()  # mmdet's ResNet returns nothing from it
     return built
+
+
+def load(model: nn.Module, checkpoint: Union[str, Path]) -> dict:
+    """Load the checkpoint of a whole model, a path or a URL. Returns the names and colours of its classes, where it has them
+    (``classes``, ``palette``).
+
+    Raises:
+        WeightsError: it cannot be read, or is not of this model, to the last name and shape.
+    """
+    from .hooks import check_names  # imports MMEngine's runner, which nothing else here needs
+    tensors, _, classes = read(checkpoint)
+    tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
+    check_names(model, tensors, heads_may_differ=False)
+    model.load_state_dict(tensors)
+    return classes
 
 
 def without_init(value):

@@ -9,4 +9,6 @@ MODELS = root.Registry('model', parent=root.MODELS, scope='convnext_dense',
                        locations=['convnext_dense.backbone'])
 OPTIM_WRAPPER_CONSTRUCTORS = root.Registry('optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
                                            scope='convnext_dense', locations=['convnext_dense.layer_decay'])
-HOOKS = root.Registry('hook', parent=root.HOOKS, scope='convnext_dense', locations=['convnext_dense.hooks'])
+HOOKS = root.Registry('hook', parent=root.HOOKS, scope='convnext_dense',
+                      locations=['convnext_dense.hooks', 'convnext_dense.watching'])
+TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='convnext_dense', locations=['convnext_dense.transforms'])

@@ -1,7 +1,10 @@
-"""What train.py and test.py share: arguments, the config, and messages in place of tracebacks."""
+"""What train.py and test.py share: arguments, the config, and messages in place of tracebacks; and how others run them."""
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import Iterator, Optional, Tuple
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -10,6 +13,7 @@ from mmengine.runner import Runner
 from convnext_dense import ConfigError, WeightsError
 
 SPLITS = ('train', 'val', 'test')
+PROGRESS = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
 
 
 def add_common_arguments(parser):
@@ -85,3 +89,22 @@ def execute(cfg, method):
         getattr(Runner.from_cfg(cfg), method)()
     except (ConfigError, WeightsError) as error:
         sys.exit(f'\n{type(error).__name__}: {error}')
+
+
+def follow(command, log) -> Iterator[Tuple[str, int, int, Optional[float]]]:
+    """Run a tool of ours to its end, its output added to the file ``log``. Yields (train, val or test, iterations done, of how many, loss).
+
+    Raises:
+        RuntimeError: it failed, with the last line that it wrote.
+    """
+    line = 'it wrote nothing'
+    with open(log, 'a', encoding='utf-8') as file, subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for text in process.stdout:
+            file.write(text)
+            line = text.strip() or line
+            match = PROGRESS.search(text)
+            if match:
+                yield match[1], int(match[2]), int(match[3]), float(match[4]) if match[4] else None
+    if process.returncode:
+        raise RuntimeError(f'{Path(command[0]).name} failed: {line} (the whole log: {log})')

@@ -9,9 +9,7 @@ tools/test.py, exactly as a user would run them.
 """
 import argparse
 import json
-import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 import demo_data
+from common import follow
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -40,19 +39,13 @@ COLOURS = np.array(demo_data.PALETTE) / 255
 
 def run_tool(title, log, *command):
     """Run a tool with its output in ``log``; of its progress, one short line at a time reaches the screen."""
-    progress = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\].*?eta: (\S+)(?:.* loss: ([\d.]+))?')
     start = time.time()
-    with open(log, 'w') as file, subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True) as process:
-        for line in process.stdout:
-            file.write(line)
-            match = progress.search(line)
-            if match and (match[1] == 'train' or match[2] == match[3]):
-                loss = f'loss {float(match[5]):.3f}  ' if match[5] else ''
-                print(f'   {title}: {match[1]:5} {match[2]:>4}/{match[3]}  {loss}{time.time() - start:4.0f} s', flush=True)
-    if process.returncode:
-        sys.exit(f'{"".join(Path(log).read_text().splitlines(True)[-20:])}\n{title} failed; the whole log: {log}')
+    try:
+        for mode, done, total, loss in follow(command, log):
+            if mode == 'train' or done == total:
+                print(f'   {title}: {mode:5} {done:>4}/{total}  {f"loss {loss:.3f}  " if loss else ""}{time.time() - start:4.0f} s', flush=True)
+    except RuntimeError as error:
+        sys.exit(f'{"".join(Path(log).read_text().splitlines(True)[-20:])}\n{error}')
 
 
 def train_and_test(task, seed, folder, data):
@@ -63,9 +56,9 @@ def train_and_test(task, seed, folder, data):
     options = ['--data-root', data / ('coco' if task == 'Mask R-CNN' else 'ade'),
                '--cfg-options', f'randomness.seed={seed}']
     print(f'-> {task}, seed {seed}', flush=True)
-    run_tool('train', folder / 'train.log', 'tools/train.py', config, '--work-dir', folder, *options)
+    run_tool('train', folder / 'train.log', ROOT / 'tools' / 'train.py', config, '--work-dir', folder, *options)
     checkpoint = (folder / 'last_checkpoint').read_text()
-    run_tool('test', folder / 'test.log', 'tools/test.py', config, checkpoint, '--work-dir', folder / 'test',
+    run_tool('test', folder / 'test.log', ROOT / 'tools' / 'test.py', config, checkpoint, '--work-dir', folder / 'test',
              *options)
     return json.loads(next((folder / 'test').glob('*/*.json')).read_text())
 

@@ -4,12 +4,16 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 import time
+import warnings
 from typing import Callable, Dict, List, NamedTuple
 
 import torch
 from rich.progress import track
 from torch.profiler import ProfilerActivity, profile
+
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else the profiler writes a line whenever it starts or stops
 
 PARTS = {'matrix products': ('addmm', 'mm', 'bmm', 'linear_pointwise', 'mkl_linear', 'baddbmm'), 'convolutions': ('convolution',),
          'LayerNorm': ('layer_norm',), 'GELU': ('gelu',), 'copies': ('copy_', 'clone'), 'allocation': ('empty',)}
@@ -67,6 +71,7 @@ class Process:
 
 def _serve(pipe, threads, make, args):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks, and it ends this one
+    warnings.simplefilter('ignore')  # of other libraries, for every model again; what matters raises
     torch.set_num_threads(threads)
     candidate = None
     while True:
@@ -82,7 +87,7 @@ def _serve(pipe, threads, make, args):
 def interleaved(candidates: Dict[str, Callable[[], float]], count: int, what: str) -> Dict[str, List[float]]:
     """Seconds of ``count`` calls of each, in turns, so that what else the machine does hits all alike."""
     seconds = {name: [] for name in candidates}
-    for round_ in track(range(count + 1), what, transient=True):  # the first is a warm-up
+    for round_ in track(range(count + 1), what, transient=True, disable=not sys.stdout.isatty()):  # the first is a warm-up
         for name, candidate in candidates.items():
             took = candidate()
             if round_:

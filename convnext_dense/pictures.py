@@ -1,0 +1,56 @@
+"""Label maps as pictures: the same colours and the same legend wherever a class is shown."""
+import colorsys
+from typing import Sequence, Tuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colours = Sequence[Sequence[int]]  # (classes, 3), RGB, 0 ... 255
+
+
+def distinct_colours(count: int) -> Tuple[Tuple[int, int, int], ...]:
+    """For classes that come without: hues by the golden angle, in three shades, so that neighbours differ most."""
+    return tuple(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i * .618034 % 1, (.75, .5, .9)[i % 3], (.9, .7, .55)[i // 3 % 3]))
+                 for i in range(count))
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, colours: Colours, opacity: float = .55) -> np.ndarray:
+    """Image (H, W, 3) uint8 under the colours of a label map (H, W), with white lines between classes. Labels without a
+    colour (255: unknown) leave the image as it is."""
+    known = labels < len(colours)
+    painted = image.copy()
+    mixed = image * (1 - opacity) + np.asarray(colours)[np.where(known, labels, 0)] * opacity
+    painted[known] = mixed[known].round()
+    edge = np.zeros(labels.shape, bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    painted[edge] = 255
+    return painted
+
+
+def with_legend(picture: np.ndarray, names: Sequence[str], colours: Colours) -> np.ndarray:
+    """Picture (H, W, 3) uint8 -> (H + h, W, 3): rows of coloured squares with their names below it."""
+    width = picture.shape[1]
+    size = max(12, min(28, width // 40))  # of the letters, in pixels
+    font, line = ImageFont.load_default(size), round(size * 1.6)
+    places, x, y = [], 0, 0
+    for name in names:
+        needed = round(line + font.getlength(name) + size)
+        if x and x + needed > width:
+            x, y = 0, y + line
+        places.append((x, y))
+        x += needed
+    strip = Image.new('RGB', (width, y + line + size // 2 if names else 0), 'white')
+    draw = ImageDraw.Draw(strip)
+    for (x, y), name, colour in zip(places, names, colours):
+        x, y = x + size // 2, y + size // 2
+        draw.rectangle((x, y, x + size, y + size), fill=tuple(colour), outline='black')
+        draw.text((x + size * 1.4, y + size / 2), name, fill='black', font=font, anchor='lm')
+    return np.concatenate([picture, np.asarray(strip)])
+
+
+def save_labels(labels: np.ndarray, colours: Colours, path) -> None:
+    """A label map (H, W) of numbers below 256 as a PNG whose pixels are these numbers, and which viewers show in the colours."""
+    picture = Image.fromarray(labels.astype(np.uint8)).convert('P')
+    picture.putpalette(np.asarray(colours, np.uint8).tobytes())
+    picture.save(path)

@@ -1,0 +1,245 @@
+#!/usr/bin/env python3
+"""Accuracy, speed and memory of segmentors side by side, on your data and your machine: a table, and a page of plots and pictures.
+
+    python tools/benchmark_segmentation.py a.py=a.pth b.py=b.pth                       on the data that the configs name
+    python tools/benchmark_segmentation.py a.py=a.pth b.py=b.pth --data-root FOLDER    on images and label maps of yours
+    python tools/benchmark_segmentation.py work_dirs                                   every trained model in a folder
+    python tools/benchmark_segmentation.py configs/demo/*_street.py --train --data-root FOLDER    trains first, from random weights
+
+Any model of mmseg takes part, and models on ConvNeXt a second time, fused. Each has a process of its own. What one image takes is
+measured of all models in turns, at the end, so that what else the machine does hits all alike. A model that fails gets a row that says
+why. Finished rows are kept in --out: the same command goes on after an interruption. Detectors of mmdet are compared by AP likewise.
+"""
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import label_folder
+import page
+import torch
+from common import follow
+from contestant import Contestant
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from timing import Process, interleaved, machine
+
+from convnext_dense import ConfigError, WeightsError
+
+TRAIN = Path(__file__).with_name('train.py')
+
+
+class Entry(NamedTuple):
+    name: str
+    config: str
+    checkpoint: Optional[str]
+    is_fused: bool = False
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('models', nargs='+', metavar='CONFIG[=CHECKPOINT]', help='or a folder of work dirs, each with a config and a checkpoint')
+    parser.add_argument('--data-root', metavar='FOLDER', help='the data in place of those that the configs name; their own layout, or '
+                        + label_folder.describe() + '; images/validation beside annotations/validation is read as ADE20K, where 0 is unknown')
+    parser.add_argument('--classes', nargs='+', metavar='NAME', help='of the labels 0, 1, ... in --data-root (default: those of the config)')
+    parser.add_argument('--ignore', nargs='+', type=int, default=[], metavar='LABEL', help='labels that mean unknown, besides 255')
+    parser.add_argument('--train', action='store_true', help='train what has no checkpoint, with its own schedule, on the training split')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='for every config, as in tools/train.py')
+    parser.add_argument('--tta', action='store_true', help="also score with each config's test-time augmentation (multi-scale and flip)")
+    parser.add_argument('--runs', type=int, default=20, help='timed runs of each model (default: 20)')
+    parser.add_argument('--batch', type=int, default=4, help='images at once for the throughput (default: 4)')
+    parser.add_argument('--examples', type=int, default=4, help='images on the page (default: 4)')
+    parser.add_argument('--threads', type=int, help="default: torch's, the number of cores")
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda'))
+    parser.add_argument('--out', default='work_dirs/benchmark_segmentation', type=Path, help='folder for index.html, .csv, .json and label maps')
+    args = parser.parse_args()
+    if args.classes and not args.data_root:
+        parser.error('--classes names the labels of --data-root')
+    if min(args.runs, args.batch, args.examples) < 1:
+        parser.error('--runs, --batch and --examples are at least 1')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        entries = find(args.models)
+    except ConfigError as error:
+        parser.error(str(error))
+    args.out = args.out.absolute()
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        sys.exit(compare(entries, args))
+    except KeyboardInterrupt:
+        sys.exit(f'\ninterrupted. What is finished is kept in {args.out}: the same command goes on')
+
+
+def find(models):
+    """What the command line names, as entries whose names differ."""
+    found = []
+    for text in models:
+        config, equals, checkpoint = text.rpartition('=') if '.py=' in text else (text, '', '')
+        if Path(text).is_dir():
+            runs = [path for path in (Path(text), *sorted(Path(text).iterdir())) if path.is_dir() and (path / 'last_checkpoint').is_file()]
+            if not runs:
+                raise ConfigError(f'{text} holds no work dirs: expected folders with last_checkpoint and a config in them')
+            found += [(run.name, str(next(run.glob('*.py'), run / 'config.py')), str(_best(run))) for run in runs]
+        else:
+            found.append((Path(config).stem, config, checkpoint or None))
+    while len(found) > 1 and len({name.rpartition('_')[2] for name, *_ in found}) == 1 and all('_' in name for name, *_ in found):
+        found = [(name.rpartition('_')[0], *rest) for name, *rest in found]  # what all names end with tells nothing
+    if len({name for name, *_ in found}) < len(found):
+        found = [(f'{name} {Path(checkpoint or "").stem}', config, checkpoint) for name, config, checkpoint in found]
+    if len({name for name, *_ in found}) < len(found):
+        raise ConfigError('a model is named twice')
+    return [Entry(*one) for one in found]
+
+
+def _best(run):
+    best = sorted(run.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    return best[-1] if best else run / Path((run / 'last_checkpoint').read_text().strip()).name
+
+
+def compare(entries, args):
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    about = dict(machine(args.device), command=' '.join(sys.argv), batch=args.batch, data=args.data_root or 'as the configs name them')
+    console.print(', '.join(f'{key} {about[key]}' for key in ('hardware', 'threads', 'torch')), highlight=False)
+    rows = []
+    for entry in entries:
+        found = [row_of(entry, args, rows, console)]
+        if found[0].get('is_ours') and 'error' not in found[0]:
+            found.append(row_of(Entry(f'{entry.name}, fused', found[0]['config'], found[0]['checkpoint'], True), args, rows + found, console))
+        rows += found
+        page.write(rows, about, args.out)
+    clock([row for row in rows if 'error' not in row], args)
+    page.write(rows, about, args.out)
+    console.print(page.table(rows))
+    for row in rows:
+        for kind in ('error', 'note'):
+            if kind in row:
+                console.print(f'{row["name"]}: {row[kind]}', style='red', markup=False, highlight=False)
+    console.print(f'wrote {args.out}/index.html, results.csv, results.json, and the label maps in {args.out}/MODEL/predictions', highlight=False)
+    return int(all('error' in row for row in rows))
+
+
+def row_of(entry, args, rows, console):
+    """Everything but the speed: kept from an earlier run, or measured; or why it could not be."""
+    folder = args.out / entry.name.replace(', ', '-').replace(' ', '-')
+    folder.mkdir(parents=True, exist_ok=True)
+    row = dict(name=entry.name, config=entry.config, checkpoint=entry.checkpoint, folder=folder.name, is_fused=entry.is_fused)
+    try:
+        cfg = entry_config(entry, args, folder)
+        row['is_ours'] = 'convnext_dense.ConvNeXt' in repr(cfg.model)
+        if not entry.is_fused:
+            cfg.dump(folder / 'config.py')
+        row['config'] = str((folder if not entry.is_fused else Path(entry.config).parent) / 'config.py')
+        if entry.checkpoint is None:
+            row['checkpoint'] = train(entry.name, cfg, folder, console)
+        if '://' not in row['checkpoint'] and not Path(row['checkpoint']).is_file():
+            raise ConfigError(f'no checkpoint at {row["checkpoint"]}')
+        key = _key(cfg.pretty_text, Path(row['checkpoint']), entry.is_fused, args.tta, args.examples, args.device)
+        kept = folder / 'row.json'
+        if kept.exists() and (old := json.loads(kept.read_text()))['key'] == key:
+            console.print(f'{entry.name}: kept', highlight=False)
+            row = old
+        else:
+            row.update(measure(row, folder, args), key=key)
+            kept.write_text(json.dumps(row, indent=1))
+            console.print(f'{entry.name}: {page.scores(row)}', highlight=False)
+        first = next((other for other in rows if 'error' not in other), row)
+        for what in ('data', 'classes'):
+            if row[what] != first[what]:
+                raise ConfigError(f'its {"test images" if what == "data" else what} are not those of {first["name"]}: the figures cannot be '
+                                  'compared. --data-root gives all models the same')
+    except Exception as error:  # whatever it is, the other models go on
+        kind = '' if isinstance(error, (ConfigError, WeightsError, RuntimeError)) else f'{type(error).__name__}: '
+        row['error'] = kind + str(error).removeprefix('ConfigError: ').removeprefix('WeightsError: ')
+        console.print(f'{entry.name}: {row["error"]}', style='red', markup=False, highlight=False)
+    return row
+
+
+def entry_config(entry, args, folder):
+    """The config with the command line's data and options in it. Raises ConfigError where the data do not fit."""
+    if not Path(entry.config).is_file():
+        raise ConfigError(f'no config at {entry.config}')
+    if entry.is_fused:  # of a model that has been through here
+        return Config.fromfile(entry.config)
+    if entry.checkpoint is None and not any(folder.glob('train/*.pth')) and not args.train:
+        raise ConfigError('no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train')
+    try:
+        cfg = Config.fromfile(entry.config)
+        cfg.merge_from_dict(args.cfg_options)
+    except Exception as error:
+        raise ConfigError(f'the config cannot be read: {type(error).__name__}: {error}') from error
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    to_train = entry.checkpoint is None
+    if args.data_root:
+        label_folder.put(cfg, args.data_root, args.classes, args.ignore, to_train)
+    if 'decode_head' in cfg.model:
+        for split in ('train', 'test') if to_train else ('test',):
+            label_folder.check(cfg, split)
+    return cfg
+
+
+def train(name, cfg, folder, console):
+    """Train with tools/train.py as a user would, or go on. Returns the last checkpoint."""
+    work_dir, config = folder / 'train', folder / 'config.py'
+    trained = folder / 'train' / 'trained.py'  # the config of what is there
+    if trained.exists() and trained.read_text() != config.read_text():
+        shutil.rmtree(work_dir)
+    work_dir.mkdir(exist_ok=True)
+    shutil.copy(config, trained)
+    last = work_dir / f'iter_{cfg.train_cfg.get("max_iters")}.pth'
+    if not last.exists():
+        command = [TRAIN, config, '--work-dir', work_dir, *(['--resume'] if (work_dir / 'last_checkpoint').exists() else [])]
+        with Progress(TextColumn('training {task.description}'), BarColumn(), TextColumn('{task.completed}/{task.total} {task.fields[loss]}'),
+                      TimeRemainingColumn(), console=console, transient=True, disable=not sys.stdout.isatty()) as progress:
+            task = progress.add_task(name, total=None, loss='')
+            for mode, done, total, loss in follow(command, work_dir / 'train.log'):
+                if mode == 'train':
+                    progress.update(task, completed=done, total=total, loss=f'loss {loss:.3f}')
+    return str(work_dir / Path((work_dir / 'last_checkpoint').read_text().strip()).name)
+
+
+def measure(row, folder, args):
+    process = Process(Contestant, row['config'], row['checkpoint'], row['is_fused'], str(folder), args.device, args.batch, args.examples)
+    try:
+        found = dict(process.ask('facts'), **process.ask('score'))
+        if args.tta:
+            try:
+                found['tta'] = process.ask('tta_score')['metrics']
+            except RuntimeError as error:  # the rest of the row stands
+                found['note'] = f'no TTA: {error}'
+        return dict(found, memory=process.ask('memory'), examples=process.ask('example_names'))
+    finally:
+        process.end()
+
+
+def clock(rows, args):
+    """Seconds of one image, and of a batch, of all models in turns; kept as long as the models are the same."""
+    kept, key = args.out / 'speed.json', _key([row['key'] for row in rows], args.runs, args.batch, torch.get_num_threads())
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if rows and found.get('key') != key:
+        processes = {row['name']: Process(Contestant, row['config'], row['checkpoint'], row['is_fused'], '', args.device, args.batch, 1) for row in rows}
+        try:
+            candidates = {(name, what): partial(process.ask, what) for name, process in processes.items() for what in ('seconds', 'batch_seconds')}
+            seconds = interleaved(candidates, args.runs, 'speed')
+        finally:
+            for process in processes.values():
+                process.end()
+        found = dict(key=key, seconds={name: [seconds[name, 'seconds'], seconds[name, 'batch_seconds']] for name in processes})
+        kept.write_text(json.dumps(found))
+    for row in rows:
+        row['seconds'], row['batch_seconds'] = found['seconds'][row['name']]
+
+
+def _key(*parts):
+    stamps = [(str(part), part.stat().st_size, part.stat().st_mtime) if isinstance(part, Path) and part.exists() else part for part in parts]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()
+
+
+if __name__ == '__main__':
+    main()

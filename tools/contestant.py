@@ -1,0 +1,162 @@
+"""One model of a comparison, in a process of its own (timing.Process): what it scores, what it takes, and what it is."""
+import contextlib
+import copy
+import hashlib
+import io
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import Evaluator
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from rich.progress import track
+from timing import peak_memory, synchronize
+
+from convnext_dense import ConfigError, fuse
+from convnext_dense.building import build, load
+from convnext_dense.flops import count
+from convnext_dense.pictures import save_labels
+
+UNKNOWN = 255
+
+
+class Contestant:
+    """A segmentor, or a detector, with its test data.
+
+    Args:
+        config, checkpoint: paths.
+        is_fused: run ``convnext_dense.fuse`` of it.
+        folder: where label maps go (``predictions/`` and, of the ``examples`` images, ``truth/``).
+        batch: number of images of ``batch_seconds``.
+
+    Raises:
+        ConfigError, WeightsError: config, data and checkpoint do not fit.
+    """
+
+    def __init__(self, config: str, checkpoint: str, is_fused: bool, folder: str, device: str, batch: int, examples: int):
+        self.cfg, self.folder, self.device = Config.fromfile(config), Path(folder), device
+        with contextlib.redirect_stdout(io.StringIO()):  # mmseg's fork reports what optional package it lacks
+            init_default_scope(self.cfg.get('default_scope', 'mmseg'))
+            self.dataset = DATASETS.build(self.cfg.test_dataloader.dataset)
+        self.model = revert_sync_batchnorm(build(self.cfg.model, device))
+        load(self.model, checkpoint)
+        parameters = sum(p.numel() for p in self.model.parameters())  # fused ones are folded into one another
+        self.model = fuse(self.model) if is_fused else self.model
+        if not len(self.dataset):
+            raise ConfigError('its test split has no images')
+        total = len(self.dataset)
+        self.examples = {i * total // examples for i in range(min(examples, total))}
+        self.one = pseudo_collate([self.dataset[0]])
+        self.batch = pseudo_collate([self.dataset[0]] * batch)
+        with torch.no_grad():
+            shape = self.model.data_preprocessor(copy.deepcopy(self.one), False)['inputs'].shape[2:]
+        meta = self.dataset.metainfo
+        self.facts = dict(
+            parameters=parameters, input=list(shape), images=total, classes=list(meta['classes']),
+            palette=[list(colour) for colour in meta['palette']] if isinstance(meta.get('palette'), (list, tuple)) else [],
+            data=hashlib.sha256(repr([Path(self._info(i)['img_path']).name for i in range(total)]).encode()).hexdigest()[:16],
+            size=list(self.one['data_samples'][0].ori_shape), flops=self._flops(shape))
+
+    def _info(self, i):
+        return self.dataset.get_data_info(i)
+
+    def _flops(self, shape):
+        try:
+            return sum(cost.macs for cost in count(self.cfg, tuple(shape)).values())
+        except ConfigError:
+            return None  # an operator that does not run on zeros; the rest of the row stands
+
+    def score(self, model=None, dataset=None, what='test images') -> dict:
+        """Metrics of the test split, in percent: of a segmentor with the label maps saved, and for each class."""
+        model, dataset = model or self.model, dataset or self.dataset
+        is_segmentor = hasattr(self.model, 'decode_head') or 'sem_seg' in type(self.model).__name__.lower()
+        areas, evaluator = [], None
+        if not is_segmentor:
+            metrics = self.cfg.test_evaluator
+            evaluator = Evaluator(metrics.metrics if 'metrics' in metrics else metrics)
+            evaluator.dataset_meta = dataset.metainfo
+        for i in track(range(len(dataset)), what, transient=True, disable=not sys.stdout.isatty()):
+            data = pseudo_collate([dataset[i]])
+            with torch.no_grad():
+                sample, = model.test_step(data)
+            if evaluator:
+                evaluator.process(data_samples=[sample], data_batch=data)
+            else:
+                areas.append(self._areas(sample, i, model is self.model))
+        if not evaluator:
+            return _iou(areas, dataset.metainfo['classes'])
+        with contextlib.redirect_stdout(io.StringIO()):
+            metrics = evaluator.evaluate(len(dataset))
+        return dict(metrics={name.split('/')[-1]: 100 * value for name, value in metrics.items() if name.endswith('mAP')}, per_class={})
+
+    def _areas(self, sample, i, is_single):
+        from mmseg.evaluation import IoUMetric
+        predicted, truth = (part.data.squeeze(0).cpu() for part in (sample.pred_sem_seg, sample.gt_sem_seg))
+        if predicted.shape != truth.shape:
+            raise ConfigError(f'{sample.img_path}: predicted is a map of {tuple(predicted.shape)}, the labels are {tuple(truth.shape)}; '
+                              'in the test pipeline LoadAnnotations comes after Resize')
+        if is_single:
+            name = Path(sample.img_path).relative_to(self.dataset.data_prefix['img_path']).with_suffix('.png')
+            for folder, labels in [('predictions', predicted)] + [('truth', truth)] * (i in self.examples):
+                path = self.folder / folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_labels(labels.numpy(), self.facts['palette'], path)
+        return IoUMetric.intersect_and_union(predicted, truth, len(self.facts['classes']), UNKNOWN)
+
+    def tta_score(self) -> dict:
+        """As ``score``, with the config's test-time augmentation."""
+        if 'tta_pipeline' not in self.cfg or 'tta_model' not in self.cfg:
+            raise ConfigError('its config has no tta_pipeline and tta_model')
+        test_cfg = self.model.test_cfg
+        model = MODELS.build(dict(self.cfg.tta_model, module=self.model))
+        self.model.test_cfg = self.cfg.get('tta_test_cfg', test_cfg)
+        try:
+            return self.score(model, DATASETS.build(dict(self.cfg.test_dataloader.dataset, pipeline=self.cfg.tta_pipeline)), 'TTA')
+        finally:
+            self.model.test_cfg = test_cfg
+
+    def example_names(self) -> list:
+        """Paths of the example images, and the names of their label maps."""
+        root = self.dataset.data_prefix.get('img_path', '')
+        paths = [Path(self._info(i)['img_path']) for i in sorted(self.examples)]
+        return [(str(path), str(path.relative_to(root).with_suffix('.png'))) for path in paths]
+
+    def seconds(self) -> float:
+        return self._timed(self.one)
+
+    def batch_seconds(self) -> float:
+        return self._timed(self.batch)
+
+    def memory(self) -> int:
+        return peak_memory(lambda: self._predict(copy.deepcopy(self.one)), self.device)
+
+    def _timed(self, data):
+        data = copy.deepcopy(data)
+        synchronize(self.device)
+        start = time.perf_counter()
+        self._predict(data)
+        synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _predict(self, data):
+        """From the image as its pipeline leaves it to the result at the size of the file."""
+        with torch.no_grad():
+            return self.model.test_step(data)
+
+
+def _iou(areas, names):
+    from mmseg.evaluation import IoUMetric
+    found = IoUMetric.total_area_to_metrics(*(sum(column) for column in zip(*areas)), ['mIoU'])
+    percent = {name: 100 * np.asarray(values, float) for name, values in found.items()}
+    return dict(
+        metrics=dict(mIoU=float(np.nanmean(percent['IoU'])), mAcc=float(np.nanmean(percent['Acc'])), aAcc=float(percent['aAcc'])),
+        per_class={name: dict(IoU=_number(iou), Acc=_number(acc)) for name, iou, acc in zip(names, percent['IoU'], percent['Acc'])})
+
+
+def _number(value):
+    return None if np.isnan(value) else float(value)  # a class that is neither there nor predicted
