@@ -187,20 +187,20 @@ def entry_config(entry, args, folder):
 def train(name, cfg, folder, console):
     """Train with tools/train.py as a user would, or go on. Returns the last checkpoint."""
     work_dir, config = folder / 'train', folder / 'config.py'
-    trained = folder / 'train' / 'trained.py'  # the config of what is there
+    trained, done = work_dir / 'trained.py', work_dir / 'done'  # the config of what is there
     if trained.exists() and trained.read_text() != config.read_text():
         shutil.rmtree(work_dir)
     work_dir.mkdir(exist_ok=True)
     shutil.copy(config, trained)
-    last = work_dir / f'iter_{cfg.train_cfg.get("max_iters")}.pth'
-    if not last.exists():
+    if not done.exists():
         command = [TRAIN, config, '--work-dir', work_dir, *(['--resume'] if (work_dir / 'last_checkpoint').exists() else [])]
         with Progress(TextColumn('training {task.description}'), BarColumn(), TextColumn('{task.completed}/{task.total} {task.fields[loss]}'),
                       TimeRemainingColumn(), console=console, transient=True, disable=not sys.stdout.isatty()) as progress:
             task = progress.add_task(name, total=None, loss='')
-            for mode, done, total, loss in follow(command, work_dir / 'train.log'):
+            for mode, step, total, loss in follow(command, work_dir / 'train.log'):
                 if mode == 'train':
-                    progress.update(task, completed=done, total=total, loss=f'loss {loss:.3f}')
+                    progress.update(task, completed=step, total=total, loss=f'loss {loss:.3f}')
+        done.touch()
     return str(work_dir / Path((work_dir / 'last_checkpoint').read_text().strip()).name)
 
 

@@ -14,15 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+import demo_data
 import matplotlib
 import numpy as np
-from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from common import follow
 from PIL import Image
 
-import demo_data
-from common import follow
+from convnext_dense.pictures import overlay
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -34,7 +32,6 @@ METRICS = {  # column of the table -> key in the metrics of tools/test.py, and i
     'mask AP': ('Mask R-CNN', 'coco/segm_mAP', 1), 'mask AP50': ('Mask R-CNN', 'coco/segm_mAP_50', 1),
     'mIoU': ('UperNet', 'mIoU', 100),
 }
-COLOURS = np.array(demo_data.PALETTE) / 255
 
 
 def run_tool(title, log, *command):
@@ -61,61 +58,6 @@ def train_and_test(task, seed, folder, data):
     run_tool('test', folder / 'test.log', ROOT / 'tools' / 'test.py', config, checkpoint, '--work-dir', folder / 'test',
              *options)
     return json.loads(next((folder / 'test').glob('*/*.json')).read_text())
-
-
-def scalars(folder):
-    """What MMEngine logged while training: list of dicts with ``step``."""
-    lines = next(folder.glob('*/vis_data/scalars.json')).read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def draw_curves(folders, path):
-    figure, axes = plt.subplots(2, 2, figsize=(11, 6), constrained_layout=True)
-    for (task, folder), (left, right) in zip(folders.items(), axes):
-        log = scalars(folder)
-        train = [row for row in log if 'loss' in row]
-        for key in sorted({key for row in train for key in row if 'loss' in key}):
-            left.plot([row['step'] for row in train], [row[key] for row in train], label=key,
-                      linewidth=2.5 if key == 'loss' else 1)
-        left.set(title=f'{task}: training losses', xlabel='iteration', ylim=(0, None))
-        for name, (owner, key, unit) in METRICS.items():
-            points = [(row['step'], row[key] / unit) for row in log if key in row]
-            if owner == task:
-                right.plot(*zip(*points), marker='o', label=name)
-        right.set(title=f'{task}: validation', xlabel='iteration', ylim=(0, 1))
-        for axis in (left, right):
-            axis.legend(fontsize=8)
-            axis.grid(alpha=.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def draw_learning_rates(folders, path):
-    """The head's rate as logged, times the scale of each layer group of the optimiser."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), constrained_layout=True)
-    for (task, folder), axis in zip(folders.items(), axes):
-        cfg = Config.fromfile(next(folder.glob('*.py')))
-        init_default_scope(cfg.default_scope)
-        groups = build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper).optimizer.param_groups
-        scales = {int(group['group_name'].split('_')[1]): group['lr_scale'] for group in groups}
-        log = [row for row in scalars(folder) if 'base_lr' in row]
-        for layer, scale in sorted(scales.items(), reverse=True):
-            part = {0: ' (stem)', max(scales): ' (heads)'}.get(layer, '')
-            axis.plot([row['step'] for row in log], [row['base_lr'] * scale for row in log],
-                      color=plt.cm.viridis(layer / max(scales)), label=f'layer {layer}{part}')
-        axis.set(title=f'{task}: learning rate by layer', xlabel='iteration')
-        axis.legend(fontsize=8)
-        axis.grid(alpha=.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def overlay(image, label, alpha=.55):
-    """Image (H, W, 3) uint8 with a label map (H, W) of palette indices on it, outlines in white."""
-    painted = image / 255 * (1 - alpha) + COLOURS[label] * alpha
-    edge = (label != np.roll(label, 1, 0)) | (label != np.roll(label, 1, 1))
-    painted[edge] = 1
-    return painted
 
 
 def instance_map(masks, kinds):
@@ -151,17 +93,16 @@ def draw_predictions(folders, data, path, count=6):
         truth = coco.loadAnns(coco.getAnnIds(int(i)))
         found = found[found.scores > .5].cpu().numpy()
         semantic = np.array(Image.open((data / 'ade' / 'annotations' / 'test' / name).with_suffix('.png')))
-        rows = [image / 255,
-                overlay(image, instance_map([coco.annToMask(a).astype(bool) for a in truth],
-                                            [a['category_id'] - 1 for a in truth])),
-                overlay(image, instance_map(found.masks[::-1], found.labels[::-1])),
-                overlay(image, semantic), overlay(image, predicted)]
+        rows = [image,
+                *(overlay(image, labels, demo_data.PALETTE) for labels in (
+                    instance_map([coco.annToMask(a).astype(bool) for a in truth], [a['category_id'] - 1 for a in truth]),
+                    instance_map(found.masks[::-1], found.labels[::-1]), semantic, predicted))]
         for axis, picture in zip(axes[:, column], rows):
             axis.imshow(picture)
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[:, 0], titles):
         axis.set_ylabel(title)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS[1:]]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in np.array(demo_data.PALETTE[1:]) / 255]
     figure.legend(handles, demo_data.STUFF + demo_data.SHAPES, ncols=7, loc='outside lower center')
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -195,11 +136,11 @@ def explanation():
             'is 20%).')
 
 
-def write_page(path, rows):
+def write_page(path, rows, folders):
     body = ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in rows)
-    pictures = ''.join(f'<h2>{title}</h2><img src="{name}.png" alt="{title}">' for name, title in (
-        ('predictions', 'Predictions beside the truth, on test scenes'), ('curves', 'Loss and metric over time'),
-        ('learning_rates', 'Learning rate of each layer group')))
+    pictures = ''.join(f'<h2>{title}</h2><img src="{file}" alt="{title}">' for title, file in (
+        ('Predictions beside the truth, on test scenes', 'predictions.png'),
+        *((f'{task}: losses, scores and the learning rate of each layer group', f'{folder.name}/curves.png') for task, folder in folders.items())))
     path.write_text(
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>convnext_dense demo</title>'
         '<style>body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}'
@@ -227,10 +168,8 @@ def main():
     folders = {task: out / f'{name}-{args.seeds[0]}' for task, name in TASKS.items()}
     print('-> pictures', flush=True)
     draw_predictions(folders, data, out / 'predictions.png')
-    draw_curves(folders, out / 'curves.png')
-    draw_learning_rates(folders, out / 'learning_rates.png')
     rows = table(results)
-    write_page(out / 'index.html', rows)
+    write_page(out / 'index.html', rows, folders)
     (out / 'results.json').write_text(json.dumps(results, indent=1))
     if args.report:
         args.report.write_text(f'# What the demo reaches\n\nWritten by `make demo-seeds`.\n\n{markdown(rows)}\n\n'

@@ -40,12 +40,13 @@ def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> Non
         dataset.data_root = str(root)
         if classes or not is_own:
             images, labels = _folders(root, split)
+            is_ade = Path(root, Path(images).parts[0], 'validation').is_dir()
             meta = dict(classes=list(names), palette=[list(colour) for colour in distinct_colours(len(names))])
             if not classes and dataset.get('metainfo'):
                 meta = dataset.metainfo
             cfg[f'{split}_dataloader'].dataset = dict(
                 type='BaseSegDataset', data_root=str(root), metainfo=meta, data_prefix=dict(img_path=images, seg_map_path=labels),
-                img_suffix=_suffix(root, images), seg_map_suffix=_suffix(root, labels), reduce_zero_label='validation' in labels,
+                img_suffix=_suffix(root, images), seg_map_suffix=_suffix(root, labels), reduce_zero_label=is_ade,
                 pipeline=dataset.pipeline)
     if ignored:
         _after_labels([cfg[f'{split}_dataloader'].dataset.pipeline for split in datasets] + [cfg.get('tta_pipeline') or []], ignored)
