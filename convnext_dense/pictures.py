@@ -52,5 +52,5 @@ def with_legend(picture: np.ndarray, names: Sequence[str], colours: Colours) -> 
 def save_labels(labels: np.ndarray, colours: Colours, path) -> None:
     """A label map (H, W) of numbers below 256 as a PNG whose pixels are these numbers, and which viewers show in the colours."""
     picture = Image.fromarray(labels.astype(np.uint8)).convert('P')
-    picture.putpalette(np.asarray(colours, np.uint8).tobytes())
+    picture.putpalette(np.asarray(colours, np.uint8).tobytes().ljust(3 * 256, b'\0'))  # whole, or 255 would be written in 4 bits
     picture.save(path)

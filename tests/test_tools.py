@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
+from PIL import Image
 
 import convnext_dense
 from convnext_dense import hooks
@@ -24,6 +25,15 @@ def trained(request, scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     run('tools/train.py', DEMO[request.param], '--work-dir', folder, *demo_options(request.param, scenes, **SHORT))
     return request.param, folder
+
+
+def test_curves_and_examples_are_drawn(trained):
+    task, folder = trained
+    assert Image.open(folder / 'curves.png').size == (1500, 440)
+    examples = np.array(Image.open(folder / 'examples' / 'iter_2.png'))
+    assert examples.shape[1] == 384 and examples.shape[0] >= 4 * 200  # four scenes of 192 x 192, the truth beside the prediction
+    images = list(folder.glob('*/vis_data/vis_image/examples_2.png'))
+    assert len(images) == 1 and (np.array(Image.open(images[0])) == examples).all()
 
 
 def test_test_reports_and_draws(trained, scenes):

@@ -138,8 +138,6 @@ def row_of(entry, args, rows, console):
         row['config'] = str((folder if not entry.is_fused else Path(entry.config).parent) / 'config.py')
         if entry.checkpoint is None:
             row['checkpoint'] = train(entry.name, cfg, folder, console)
-        if '://' not in row['checkpoint'] and not Path(row['checkpoint']).is_file():
-            raise ConfigError(f'no checkpoint at {row["checkpoint"]}')
         key = _key(cfg.pretty_text, Path(row['checkpoint']), entry.is_fused, args.tta, args.examples, args.device)
         kept = folder / 'row.json'
         if kept.exists() and (old := json.loads(kept.read_text()))['key'] == key:
@@ -165,9 +163,11 @@ def entry_config(entry, args, folder):
     """The config with the command line's data and options in it. Raises ConfigError where the data do not fit."""
     if not Path(entry.config).is_file():
         raise ConfigError(f'no config at {entry.config}')
+    if entry.checkpoint and '://' not in entry.checkpoint and not Path(entry.checkpoint).is_file():
+        raise ConfigError(f'no checkpoint at {entry.checkpoint}')
     if entry.is_fused:  # of a model that has been through here
         return Config.fromfile(entry.config)
-    if entry.checkpoint is None and not any(folder.glob('train/*.pth')) and not args.train:
+    if entry.checkpoint is None and not (folder / 'train' / 'done').exists() and not args.train:
         raise ConfigError('no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train')
     try:
         cfg = Config.fromfile(entry.config)

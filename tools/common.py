@@ -1,4 +1,6 @@
 """What train.py and test.py share: arguments, the config, and messages in place of tracebacks; and how others run them."""
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -89,6 +91,11 @@ def execute(cfg, method):
         getattr(Runner.from_cfg(cfg), method)()
     except (ConfigError, WeightsError) as error:
         sys.exit(f'\n{type(error).__name__}: {error}')
+
+
+def quiet():
+    """Without what is printed. mmseg's fork reports which optional package it lacks, whenever it is imported."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def follow(command, log) -> Iterator[Tuple[str, int, int, Optional[float]]]:

@@ -1,14 +1,13 @@
 """One model of a comparison, in a process of its own (timing.Process): what it scores, what it takes, and what it is."""
-import contextlib
 import copy
 import hashlib
-import io
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import quiet
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
@@ -40,7 +39,7 @@ class Contestant:
 
     def __init__(self, config: str, checkpoint: str, is_fused: bool, folder: str, device: str, batch: int, examples: int):
         self.cfg, self.folder, self.device = Config.fromfile(config), Path(folder), device
-        with contextlib.redirect_stdout(io.StringIO()):  # mmseg's fork reports what optional package it lacks
+        with quiet():
             init_default_scope(self.cfg.get('default_scope', 'mmseg'))
             self.dataset = DATASETS.build(self.cfg.test_dataloader.dataset)
         self.model = revert_sync_batchnorm(build(self.cfg.model, device))
@@ -90,7 +89,7 @@ class Contestant:
                 areas.append(self._areas(sample, i, model is self.model))
         if not evaluator:
             return _iou(areas, dataset.metainfo['classes'])
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet():  # COCO's tables
             metrics = evaluator.evaluate(len(dataset))
         return dict(metrics={name.split('/')[-1]: 100 * value for name, value in metrics.items() if name.endswith('mAP')}, per_class={})
 

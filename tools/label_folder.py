@@ -1,12 +1,12 @@
 """Folders of images and label maps: found as they lie, put into a config, and checked against its classes."""
-import contextlib
-import io
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from common import quiet
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 from rich.progress import track
 
 from convnext_dense import ConfigError
@@ -23,10 +23,10 @@ def describe() -> str:
 
 
 def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> None:
-    """Point ``cfg`` at the data in ``root``: to its own paths there if they exist and no ``classes`` are named, else to what is found.
+    """Point ``cfg`` at the data in ``root``: to its own paths there if they exist, else to what is found.
 
-    A folder ``images/validation`` beside ``annotations/validation`` is ADE20K's layout: 0 is unknown and classes are counted from 1.
-    Elsewhere they are counted from 0. With ``training`` the heads get as many classes as there are names.
+    With ``classes`` the data are described anew: labels are counted from 0, but in ADE20K's layout (``images/validation``), where 0 is
+    unknown, from 1; and with ``training`` the heads get as many classes as there are names.
 
     Raises:
         ConfigError: no images with label maps.
@@ -35,30 +35,37 @@ def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> Non
     datasets = {split: cfg[f'{split}_dataloader'].dataset for split in wanted if cfg.get(f'{split}_dataloader')}
     own = [Path(root, name) for dataset in datasets.values() for name in (dataset.get('data_prefix') or {}).values()]
     is_own = own and all(path.is_dir() for path in own)
-    names = classes or classes_of(datasets['test'])
+    if len(set(classes or ())) < len(classes or ()):
+        raise ConfigError('--classes names one twice')
     for split, dataset in datasets.items():
         dataset.data_root = str(root)
         if classes or not is_own:
             images, labels = _folders(root, split)
-            is_ade = Path(root, Path(images).parts[0], 'validation').is_dir()
-            meta = dict(classes=list(names), palette=[list(colour) for colour in distinct_colours(len(names))])
-            if not classes and dataset.get('metainfo'):
-                meta = dataset.metainfo
-            cfg[f'{split}_dataloader'].dataset = dict(
-                type='BaseSegDataset', data_root=str(root), metainfo=meta, data_prefix=dict(img_path=images, seg_map_path=labels),
-                img_suffix=_suffix(root, images), seg_map_suffix=_suffix(root, labels), reduce_zero_label=is_ade,
-                pipeline=dataset.pipeline)
-    if ignored:
-        _after_labels([cfg[f'{split}_dataloader'].dataset.pipeline for split in datasets] + [cfg.get('tta_pipeline') or []], ignored)
+            found = dict(data_prefix=dict(img_path=images, seg_map_path=labels), img_suffix=_suffix(root, images), seg_map_suffix=_suffix(root, labels))
+            if classes:
+                found.update(
+                    type='BaseSegDataset', data_root=str(root), pipeline=dataset.pipeline,
+                    reduce_zero_label=Path(root, Path(images).parts[0], 'validation').is_dir(),  # ADE20K's layout
+                    metainfo=dict(classes=list(classes), palette=[list(colour) for colour in distinct_colours(len(classes))]))
+                dataset.clear()
+            dataset.update(found)
+    pipelines = [cfg[f'{split}_dataloader'].dataset.pipeline for split in datasets] + [cfg.get('tta_pipeline') or []]
+    for pipeline in pipelines:
+        if classes or ignored:  # what the config ignores is of the data that it was made for
+            _set_ignored(pipeline, ignored)
     if classes and training:
-        _count_classes(cfg.model, len(names))
+        _count_classes(cfg.model, len(classes))
+
+
+def meta_of(dataset: dict) -> dict:
+    """Names and colours of the classes, as the config or else the class of the dataset has them."""
+    with quiet(), DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+    return dict(getattr(kind, 'METAINFO', None) or {}, **dataset.get('metainfo') or {})
 
 
 def classes_of(dataset: dict) -> tuple:
-    """Names, as the config or else the class of the dataset has them."""
-    from mmengine.registry import DATASETS
-    kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
-    names = (dataset.get('metainfo') or {}).get('classes') or (getattr(kind, 'METAINFO', None) or {}).get('classes')
+    names = meta_of(dataset).get('classes')
     if not names:
         raise ConfigError('the config does not name the classes of its data: --classes NAME NAME ...')
     return tuple(names)
@@ -83,14 +90,17 @@ def _suffix(root, folder):
     return max(found, key=found.get)
 
 
-def _after_labels(pipeline, ignored):
-    """Insert the step behind LoadAnnotations. The steps of TestTimeAug are lists of alternatives."""
-    step = dict(type='convnext_dense.IgnoreLabels', labels=list(ignored))
-    for i, old in reversed(list(enumerate(pipeline))):
-        if isinstance(old, dict) and old.get('transforms'):
-            _after_labels(old.transforms, ignored)
-        elif 'LoadAnnotations' in repr(old):
-            pipeline.insert(i + 1, [step] if isinstance(old, list) else step)
+def _set_ignored(pipeline, ignored):
+    """The step behind LoadAnnotations replaced, or with nothing ``ignored`` left out. The steps of TestTimeAug are lists of alternatives."""
+    new = dict(type='convnext_dense.IgnoreLabels', labels=list(ignored))
+    for i, step in reversed(list(enumerate(pipeline))):
+        if isinstance(step, dict) and step.get('transforms'):
+            _set_ignored(step.transforms, ignored)
+        elif 'IgnoreLabels' in repr(step):
+            del pipeline[i]
+    for i, step in reversed(list(enumerate(pipeline))):
+        if ignored and 'LoadAnnotations' in repr(step) and not (isinstance(step, dict) and step.get('transforms')):
+            pipeline.insert(i + 1, [new] if isinstance(step, list) else new)
 
 
 def _count_classes(model, count):
@@ -126,9 +136,11 @@ def check(cfg: Config, split: str) -> None:
 @lru_cache(maxsize=None)
 def _labels(dataset):
     """Numbers in the label maps of a dataset -> a file that holds them."""
-    from mmengine.registry import DATASETS
-    with contextlib.redirect_stdout(io.StringIO()):  # mmseg's fork reports what optional package it lacks
-        dataset = DATASETS.build(Config.fromstring(f'dataset = {dataset}', '.py').dataset)
+    try:
+        with quiet():
+            dataset = DATASETS.build(Config.fromstring(f'dataset = {dataset}', '.py').dataset)
+    except FileNotFoundError as error:
+        raise ConfigError(f'no data at {error.filename}: put or link them there, or name their folder with --data-root') from error
     if not len(dataset):
         raise ConfigError(f'no images in {Path(dataset.data_root or "", dataset.data_prefix.get("img_path") or "")}')
     found = {}

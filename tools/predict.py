@@ -9,8 +9,6 @@ pixels are the numbers of the classes; of a detector predictions.json in COCO's 
 kind are read as people see them: turned as their EXIF data say, CMYK and 16 bits converted. What cannot be read is reported and skipped.
 """
 import argparse
-import contextlib
-import io
 import json
 import sys
 from collections import Counter
@@ -20,9 +18,10 @@ import cv2
 import label_folder
 import numpy as np
 import torch
+from common import quiet
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from PIL import Image, ImageOps
 from rich.progress import track
 
@@ -61,27 +60,22 @@ def main():
 
 def make_predictor(cfg, checkpoint, device):
     """The framework's inferencer. It would load what happens to fit; this one checks the checkpoint to the last name and shape."""
-    if cfg.get('default_scope') == 'mmseg':
-        from mmseg.apis import MMSegInferencer as Inferencer
-    else:
-        from mmdet.apis import DetInferencer as Inferencer
+    with quiet():
+        if cfg.get('default_scope') == 'mmseg':
+            from mmseg.apis import MMSegInferencer as Inferencer
+        else:
+            from mmdet.apis import DetInferencer as Inferencer
 
     class Checked(Inferencer):
         def _load_weights_to_model(self, model, _, cfg):
-            model.dataset_meta = dict(look_up(cfg), **load(model, checkpoint))
-            model.dataset_meta.setdefault('palette', distinct_colours(len(model.dataset_meta['classes'])))
+            meta = dict(label_folder.meta_of(cfg.test_dataloader.dataset), **load(model, checkpoint))  # what it was trained on comes first
+            names = meta.get('classes') or [str(i) for i in range(256)]
+            model.dataset_meta = dict(classes=names, palette=meta.get('palette') or distinct_colours(len(names)))
 
     MMLogger.get_instance('mmengine', log_level='ERROR')  # else it warns of every registry that it falls back from
-    with contextlib.redirect_stdout(io.StringIO()):  # mmseg's fork reports what optional package it lacks
+    with quiet():
         init_default_scope(cfg.default_scope)
         return Checked(model=cfg, device=device, scope=cfg.default_scope, show_progress=False)
-
-
-def look_up(cfg):
-    """Names and colours of the classes, as the config has them; those of a checkpoint come first."""
-    dataset = cfg.test_dataloader.dataset
-    meta = dict(getattr(DATASETS.get(dataset.type), 'METAINFO', {}), **dataset.get('metainfo', {}))
-    return dict(classes=label_folder.classes_of(dataset), **({'palette': meta['palette']} if meta.get('palette') else {}))
 
 
 class Job:
