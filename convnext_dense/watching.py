@@ -26,21 +26,25 @@ class CurvesHook(Hook):
     def after_val_epoch(self, runner, metrics=None) -> None:
         if runner.iter and metrics:
             runner.message_hub.update_scalar(STEPS, runner.iter)
-            _try(runner, 'curves.png', lambda path: self._draw(runner, path))
+            _try(runner, lambda: self._draw(runner, _place(runner, 'curves.png')))
 
     def _draw(self, runner, path):
+        from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure  # not pyplot: it would change the user's backend
         figure = Figure(figsize=(15, 4.4), layout='constrained')
         FigureCanvasAgg(figure)
         loss, metric, rate = figure.subplots(1, 3)
+        for axis in (loss, metric):
+            axis.set_prop_cycle(color=colormaps['tab10'].colors + colormaps['Dark2'].colors)
         curves = {name: buffer.data[0] for name, buffer in runner.message_hub.log_scalars.items()}
         for name, values in sorted(curves.items()):
             kind, _, name = name.partition('/')
             if kind == 'train' and 'loss' in name:
                 loss.plot(*_averaged(values), label=name, linewidth=2.5 if name == 'loss' else 1)
-            elif kind == 'val' and not name.endswith('time') and np.isfinite(values).any():
-                metric.plot(curves[STEPS][-len(values):], values, marker='o', markersize=4, label=name)
+            elif kind == 'val' and not name.endswith('time') and (values >= 0).any():  # COCO says -1 where there are no such objects
+                at = curves[STEPS][-len(values):]  # a run that began without this hook has more values
+                metric.plot(at, values[-len(at):], marker='o', markersize=4, label=name)
         base = curves.get('train/base_lr', curves.get('train/lr', np.zeros(0)))
         scales = sorted({group.get('lr_scale', 1.) for group in _groups(runner.optim_wrapper)}, reverse=True)
         for i, scale in enumerate(scales):
@@ -48,6 +52,7 @@ class CurvesHook(Hook):
                       label=f'layers at {scale:.3g} of it' if i else 'heads' if len(scales) > 1 else 'all')
         for axis, title in ((loss, 'training losses'), (metric, 'evaluation'), (rate, 'learning rate')):
             axis.set(title=title, xlabel='iteration')
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=.3)
             if axis.lines:
                 axis.legend(fontsize=8)
@@ -75,18 +80,21 @@ class ExamplesHook(Hook):
     @master_only
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if runner.iter and batch_idx in self._chosen:
-            self._rows.append(draw_example(runner.visualizer, outputs[0].cpu()))
+            _try(runner, lambda: self._rows.append(draw_example(runner.visualizer, outputs[0].cpu())))
 
     @master_only
     def after_val_epoch(self, runner, metrics=None) -> None:
         if self._rows:
-            width = max(row.shape[1] for row, _ in self._rows)
-            rows = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row, _ in self._rows]
-            present = sorted(set().union(*(present for _, present in self._rows)))
-            names, colours = ([runner.visualizer.dataset_meta[key][i] for i in present] for key in ('classes', 'palette'))
-            picture, self._rows = with_legend(np.concatenate(rows), names, colours), []
-            _try(runner, f'examples/iter_{runner.iter}.png', lambda path: Image.fromarray(picture).save(path))
-            runner.visualizer.add_image('examples', picture, step=runner.iter)
+            _try(runner, lambda: self._save(runner))
+
+    def _save(self, runner):
+        width = max(row.shape[1] for row, _ in self._rows)
+        rows = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row, _ in self._rows]
+        present = sorted(set().union(*(present for _, present in self._rows)))
+        names, colours = ([runner.visualizer.dataset_meta[key][i] for i in present] for key in ('classes', 'palette'))
+        picture = with_legend(np.concatenate(rows), names, colours)
+        Image.fromarray(picture).save(_place(runner, f'examples/iter_{runner.iter}.png'))
+        runner.visualizer.add_image('examples', picture, step=runner.iter)
 
 
 def draw_example(visualizer, sample) -> Tuple[np.ndarray, Set[int]]:
@@ -115,11 +123,15 @@ def _groups(optim_wrapper):
     return [group for part in parts for group in part.param_groups]
 
 
-def _try(runner, name, draw):
-    """A picture that cannot be written (a full disk, say) is no reason to end the training."""
+def _place(runner, name):
     path = Path(runner.work_dir, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _try(runner, draw):
+    """A picture that cannot be drawn (a full disk, samples of another kind) is no reason to end the training."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw(path)
-    except OSError as error:
-        runner.logger.warning(f'{path} was not written: {error}')
+        draw()
+    except Exception as error:
+        runner.logger.warning(f'no picture of the training: {type(error).__name__}: {error}')

@@ -133,10 +133,10 @@ def exits(capsys, monkeypatch):
 
 
 def demo_options(task, scenes, **more):
-    """Options that point a demo config at generated scenes, load in the main process and log each iteration."""
+    """Options that point a demo config at generated scenes, load in the main process, log each iteration and draw nothing."""
     options = {f'{split}_dataloader.num_workers': 0 for split in ('train', 'val', 'test')}
-    options |= {'train_dataloader.persistent_workers': False, 'default_hooks.logger.interval': 1} | more
-    return ['--data-root', scenes / task, '--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    options |= {'train_dataloader.persistent_workers': False, 'default_hooks.logger.interval': 1, 'custom_hooks': '[]'} | more
+    return ['--data-root', scenes / task, '--cfg-options', *(f'{key}={value}' for key, value in options.items() if value is not None)]
 
 
 DEMO = dict(coco='configs/demo/mask-rcnn_convnext-atto_shapes.py', ade='configs/demo/upernet_convnext-atto_shapes.py')

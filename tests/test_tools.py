@@ -4,16 +4,20 @@ import os
 import random
 import signal
 import time
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
+from mmengine.logging import MessageHub
 from PIL import Image
 
 import convnext_dense
 from convnext_dense import hooks
 from convnext_dense.hooks import check_names
+from convnext_dense.watching import CurvesHook
 
 SHORT = {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
 METRIC = dict(coco='coco/segm_mAP', ade='mIoU')
@@ -23,7 +27,7 @@ METRIC = dict(coco='coco/segm_mAP', ade='mIoU')
 def trained(request, scenes, tmp_path_factory):
     """(task, work directory) after two iterations."""
     folder = tmp_path_factory.mktemp(request.param)
-    run('tools/train.py', DEMO[request.param], '--work-dir', folder, *demo_options(request.param, scenes, **SHORT))
+    run('tools/train.py', DEMO[request.param], '--work-dir', folder, *demo_options(request.param, scenes, custom_hooks=None, **SHORT))
     return request.param, folder
 
 
@@ -34,6 +38,15 @@ def test_curves_and_examples_are_drawn(trained):
     assert examples.shape[1] == 384 and examples.shape[0] >= 4 * 200  # four scenes of 192 x 192, the truth beside the prediction
     images = list(folder.glob('*/vis_data/vis_image/examples_2.png'))
     assert len(images) == 1 and (np.array(Image.open(images[0])) == examples).all()
+
+
+def test_pictures_that_fail_do_not_end_the_training(tmp_path):
+    (tmp_path / 'curves.png').mkdir()
+    hub = MessageHub('curves')
+    hub.update_scalar('train/loss', 1.)
+    runner = SimpleNamespace(iter=1, work_dir=tmp_path, message_hub=hub, optim_wrapper=SimpleNamespace(param_groups=[{}]), logger=Mock())
+    CurvesHook().after_val_epoch(runner, dict(mIoU=1.))
+    assert 'no picture of the training: IsADirectoryError' in runner.logger.warning.call_args[0][0]
 
 
 def test_test_reports_and_draws(trained, scenes):

@@ -138,14 +138,14 @@ def row_of(entry, args, rows, console):
         row['config'] = str((folder if not entry.is_fused else Path(entry.config).parent) / 'config.py')
         if entry.checkpoint is None:
             row['checkpoint'] = train(entry.name, cfg, folder, console)
-        key = _key(cfg.pretty_text, Path(row['checkpoint']), entry.is_fused, args.tta, args.examples, args.device)
+        key = _key(cfg.pretty_text, label_folder.stamp(cfg, 'test'), Path(row['checkpoint']), entry.is_fused, args.tta, args.examples, args.device)
         kept = folder / 'row.json'
-        if kept.exists() and (old := json.loads(kept.read_text()))['key'] == key:
+        if (old := _load(kept)).get('key') == key:
             console.print(f'{entry.name}: kept', highlight=False)
             row = old
         else:
             row.update(measure(row, folder, args), key=key)
-            kept.write_text(json.dumps(row, indent=1))
+            _save(kept, row)
             console.print(f'{entry.name}: {page.scores(row)}', highlight=False)
         first = next((other for other in rows if 'error' not in other), row)
         for what in ('data', 'classes'):
@@ -187,11 +187,12 @@ def entry_config(entry, args, folder):
 def train(name, cfg, folder, console):
     """Train with tools/train.py as a user would, or go on. Returns the last checkpoint."""
     work_dir, config = folder / 'train', folder / 'config.py'
-    trained, done = work_dir / 'trained.py', work_dir / 'done'  # the config of what is there
-    if trained.exists() and trained.read_text() != config.read_text():
+    trained, done = work_dir / 'trained.txt', work_dir / 'done'
+    this = f'{cfg.pretty_text}\n{label_folder.stamp(cfg, "train")}'
+    if trained.exists() and trained.read_text() != this:  # what is there is of another config, or of other data
         shutil.rmtree(work_dir)
     work_dir.mkdir(exist_ok=True)
-    shutil.copy(config, trained)
+    trained.write_text(this)
     if not done.exists():
         command = [TRAIN, config, '--work-dir', work_dir, *(['--resume'] if (work_dir / 'last_checkpoint').exists() else [])]
         with Progress(TextColumn('training {task.description}'), BarColumn(), TextColumn('{task.completed}/{task.total} {task.fields[loss]}'),
@@ -205,6 +206,8 @@ def train(name, cfg, folder, console):
 
 
 def measure(row, folder, args):
+    for old in ('predictions', 'truth'):
+        shutil.rmtree(folder / old, ignore_errors=True)
     process = Process(Contestant, row['config'], row['checkpoint'], row['is_fused'], str(folder), args.device, args.batch, args.examples)
     try:
         found = dict(process.ask('facts'), **process.ask('score'))
@@ -221,19 +224,37 @@ def measure(row, folder, args):
 def clock(rows, args):
     """Seconds of one image, and of a batch, of all models in turns; kept as long as the models are the same."""
     kept, key = args.out / 'speed.json', _key([row['key'] for row in rows], args.runs, args.batch, torch.get_num_threads())
-    found = json.loads(kept.read_text()) if kept.exists() else {}
+    found = _load(kept)
     if rows and found.get('key') != key:
         processes = {row['name']: Process(Contestant, row['config'], row['checkpoint'], row['is_fused'], '', args.device, args.batch, 1) for row in rows}
         try:
-            candidates = {(name, what): partial(process.ask, what) for name, process in processes.items() for what in ('seconds', 'batch_seconds')}
+            candidates = {}
+            for row in rows:
+                try:
+                    calls = {(row['name'], what): partial(processes[row['name']].ask, what) for what in ('seconds', 'batch_seconds')}
+                    [call() for call in calls.values()]
+                    candidates.update(calls)
+                except RuntimeError as error:  # too little memory for all of them at once, or for a batch
+                    row['note'] = f'speed not measured: {error}'
             seconds = interleaved(candidates, args.runs, 'speed')
         finally:
             for process in processes.values():
                 process.end()
-        found = dict(key=key, seconds={name: [seconds[name, 'seconds'], seconds[name, 'batch_seconds']] for name in processes})
-        kept.write_text(json.dumps(found))
+        found = dict(key=key, seconds={name: [seconds[name, 'seconds'], seconds[name, 'batch_seconds']] for name, what in candidates if what == 'seconds'})
+        _save(kept, found)
     for row in rows:
-        row['seconds'], row['batch_seconds'] = found['seconds'][row['name']]
+        if row['name'] in found['seconds']:
+            row['seconds'], row['batch_seconds'] = found['seconds'][row['name']]
+
+
+def _load(path):
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _save(path, content):
+    """Whole or not at all, whenever it is interrupted."""
+    path.with_suffix('.new').write_text(json.dumps(content, indent=1))
+    path.with_suffix('.new').replace(path)
 
 
 def _key(*parts):

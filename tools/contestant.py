@@ -73,9 +73,8 @@ class Contestant:
     def score(self, model=None, dataset=None, what='test images') -> dict:
         """Metrics of the test split, in percent: of a segmentor with the label maps saved, and for each class."""
         model, dataset = model or self.model, dataset or self.dataset
-        is_segmentor = hasattr(self.model, 'decode_head') or 'sem_seg' in type(self.model).__name__.lower()
         areas, evaluator = [], None
-        if not is_segmentor:
+        if not hasattr(self.model, 'decode_head'):
             metrics = self.cfg.test_evaluator
             evaluator = Evaluator(metrics.metrics if 'metrics' in metrics else metrics)
             evaluator.dataset_meta = dataset.metainfo
@@ -120,8 +119,10 @@ class Contestant:
             self.model.test_cfg = test_cfg
 
     def example_names(self) -> list:
-        """Paths of the example images, and the names of their label maps."""
-        root = self.dataset.data_prefix.get('img_path', '')
+        """Of a segmentor: paths of the example images, and the names of their label maps."""
+        root = self.dataset.data_prefix.get('img_path')
+        if not root:
+            return []
         paths = [Path(self._info(i)['img_path']) for i in sorted(self.examples)]
         return [(str(path), str(path.relative_to(root).with_suffix('.png'))) for path in paths]
 

@@ -1,4 +1,5 @@
 """Folders of images and label maps: found as they lie, put into a config, and checked against its classes."""
+import hashlib
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -109,6 +110,13 @@ def _count_classes(model, count):
             _count_classes(value, count)
     if isinstance(model, dict) and 'num_classes' in model:
         model.num_classes = count
+
+
+def stamp(cfg: Config, split: str) -> str:
+    """Changes when a file of the split does."""
+    dataset = cfg[f'{split}_dataloader'].dataset
+    files = [path for name in (dataset.get('data_prefix') or {}).values() for path in sorted(Path(dataset.get('data_root') or '', name).rglob('*'))]
+    return hashlib.sha256(repr([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]).encode()).hexdigest()
 
 
 def check(cfg: Config, split: str) -> None:
