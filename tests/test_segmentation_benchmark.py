@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_saved_label_maps(scenes, tmp_path):
     assert found['metrics'] == pytest.approx(dict(mIoU=np.nanmean(iou), mAcc=np.nanmean(acc), aAcc=100 * inside.sum() / matrix.sum()), abs=1e-3)
     assert [found['per_class'][name]['IoU'] for name in NAMES] == pytest.approx(list(iou), abs=1e-3)
     start = time.perf_counter()
-    assert 0 < one.seconds() <= time.perf_counter() - start and one.batch_seconds() > 0 and one.memory() > 1e6
+    assert 0 < sum(one.seconds()) <= time.perf_counter() - start and min(one.batch_seconds()) > 0 and one.memory() > 1e6
     before = one.model.test_cfg
     assert 0 <= one.tta_score()['metrics']['mIoU'] <= 100 and one.model.test_cfg is before
 
@@ -76,7 +76,7 @@ def test_detectors_take_part_by_their_precision(scenes, tmp_path):
     cfg.test_evaluator.ann_file = f'{scenes}/coco/annotations/instances_test2017.json'
     cfg.dump(tmp_path / 'config.py')
     one = Contestant(str(tmp_path / 'config.py'), checkpoint(tmp_path, cfg)[1], True, str(tmp_path), 'cpu', 1, 2)
-    assert set(one.score()['metrics']) == {'bbox_mAP', 'segm_mAP'} and one.seconds() > 0
+    assert set(one.score()['metrics']) == {'bbox_mAP', 'segm_mAP'} and min(one.seconds()) > 0
 
 
 def test_labels_that_are_no_classes_and_other_numbers_of_classes(scenes, tmp_path, real_data):
