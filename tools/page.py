@@ -76,12 +76,12 @@ def write(rows, about, folder):
     page = Template((Path(__file__).with_name('page.html')).read_text(encoding='utf-8'), autoescape=True)
     fine = [row for row in rows if 'error' not in row]
     heading, texts = cells(rows)
-    metric = heading[1] if fine else ''
+    metric, shown = heading[1] if fine else '', [row for row in fine if not row['is_fused']]  # fused: the same predictions
     timed = [row for row in fine if row.get('seconds')]
     (folder / 'index.html').write_text(page.render(
         about=about, heading=heading, texts=list(zip(rows, texts)), first=fine[0] if fine else None, metric=metric,
-        plots=plots(timed, metric) if timed else [], models=[row['name'] for row in fine], classes=classes(fine),
-        examples=examples(fine, folder), colours={row['name']: '#%02x%02x%02x' % tuple(round(255 * part) for part in colour)
+        plots=plots(timed, metric) if timed else [], models=[row['name'] for row in shown], classes=classes(shown),
+        examples=examples(shown, folder), colours={row['name']: '#%02x%02x%02x' % tuple(round(255 * part) for part in colour)
                                                   for row, colour in zip(fine, line_colours(fine))}), encoding='utf-8')
 
 
@@ -109,12 +109,12 @@ def plots(rows, metric):
         height = 3.4 + .22 * ((len(rows) + 1) // 2)
         first, axis = plt.subplots(figsize=(5, height), layout='constrained')
         for row, colour in zip(rows, colours):
-            axis.plot(1e3 * median(row['seconds']), row['metrics'][metric], 's' if row['is_fused'] else 'o', color=colour, markersize=9, label=row['name'],
-                      markerfacecolor='white' if row['is_fused'] else colour, markeredgewidth=2)
+            axis.plot(1e3 * median(row['seconds']), row['metrics'][metric], 's' if row['is_fused'] else 'o', color=colour, markersize=12 if row['is_fused'] else 6, label=row['name'],
+                      markerfacecolor='none' if row['is_fused'] else colour, markeredgewidth=2)
         axis.set(xlabel='latency, ms (median, one image)', ylabel=f'{metric}, %', xlim=(0, 1.1e3 * max(median(row['seconds']) for row in rows)))
         axis.margins(y=.15)
         axis.grid(alpha=.3)
-        first.legend(*axis.get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=9, frameon=False)
+        first.legend(*axis.get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=9, frameon=False, markerscale=.7)
         second, axis = plt.subplots(figsize=(5, 1.2 + .42 * len(rows)), layout='constrained')
         values = [row['memory'] / 1e6 for row in rows]
         bars = axis.barh([row['name'] for row in rows], values, color=colours, height=.6)
