@@ -104,6 +104,18 @@ def test_tool_commands_get_as_far_as_the_data(command, tmp_path, exits, monkeypa
     assert 'The data of this config are not there' in exits(*arguments)
 
 
+@pytest.mark.parametrize('command, message', [(c, message) for c in COMMANDS for tool, message in (
+    ('benchmark_segmentation', 'no config at mine.py|no train data in .*data/(street|mine): expected ROOT/IMAGES'),
+    ('predict', 'no image, folder or video at FOLDER'), ('show_features', 'no image at street.jpg')) if f'tools/{tool}.py' in c], ids=str)
+def test_commands_that_look_get_as_far_as_the_data(command, message, tmp_path, exits, monkeypatch):
+    arguments = [path for argument in command[2:] for path in (map(str, sorted(ROOT.glob(argument))) if '*' in argument else [argument])]
+    monkeypatch.chdir(tmp_path)
+    output = exits(ROOT / command[1], *arguments)
+    assert re.search(message, output) and 'Traceback' not in output
+    if 'train' in ' '.join(arguments):
+        assert output.count('no train data') >= 6 and (tmp_path / 'work_dirs/benchmark_segmentation/index.html').exists()
+
+
 @pytest.mark.parametrize('target', [c[1] for c in COMMANDS if c[0] == 'make'])
 def test_make_targets_set_up_once(target, tmp_path):
     def plan():
