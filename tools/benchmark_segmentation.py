@@ -22,7 +22,7 @@ from typing import NamedTuple, Optional
 import label_folder
 import page
 import torch
-from common import follow
+from common import follow, quiet
 from contestant import BURST, Contestant
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
@@ -170,7 +170,8 @@ def entry_config(entry, args, folder):
     if entry.checkpoint is None and not (folder / 'train' / 'done').exists() and not args.train:
         raise ConfigError('no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train')
     try:
-        cfg = Config.fromfile(entry.config)
+        with quiet():
+            cfg = Config.fromfile(entry.config)
         cfg.merge_from_dict(args.cfg_options)
     except Exception as error:
         raise ConfigError(f'the config cannot be read: {type(error).__name__}: {error}') from error

@@ -94,7 +94,7 @@ def execute(cfg, method):
 
 
 def quiet():
-    """Without what is printed. mmseg's fork reports which optional package it lacks, whenever it is imported."""
+    """Without what other libraries print: mmseg's fork reports which optional package it lacks whenever it is imported."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

@@ -40,9 +40,8 @@ class Contestant:
 
     def __init__(self, config: str, checkpoint: str, is_fused: bool, folder: str, device: str, batch: int, examples: int):
         self.cfg, self.folder, self.device = Config.fromfile(config), Path(folder), device
-        with quiet():
-            init_default_scope(self.cfg.get('default_scope', 'mmseg'))
-            self.dataset = DATASETS.build(self.cfg.test_dataloader.dataset)
+        init_default_scope(self.cfg.get('default_scope', 'mmseg'))
+        self.dataset = DATASETS.build(self.cfg.test_dataloader.dataset)
         self.model = revert_sync_batchnorm(build(self.cfg.model, device))
         load(self.model, checkpoint)
         parameters = sum(p.numel() for p in self.model.parameters())  # fused ones are folded into one another
@@ -77,7 +76,8 @@ class Contestant:
         areas, evaluator = [], None
         if not hasattr(self.model, 'decode_head'):
             metrics = self.cfg.test_evaluator
-            evaluator = Evaluator(metrics.metrics if 'metrics' in metrics else metrics)
+            with quiet():  # as COCO's tables below
+                evaluator = Evaluator(metrics.metrics if 'metrics' in metrics else metrics)
             evaluator.dataset_meta = dataset.metainfo
         for i in track(range(len(dataset)), what, transient=True, disable=not sys.stdout.isatty()):
             data = pseudo_collate([dataset[i]])
@@ -89,7 +89,7 @@ class Contestant:
                 areas.append(self._areas(sample, i, model is self.model))
         if not evaluator:
             return _iou(areas, dataset.metainfo['classes'])
-        with quiet():  # COCO's tables
+        with quiet():
             metrics = evaluator.evaluate(len(dataset))
         return dict(metrics={name.split('/')[-1]: 100 * value for name, value in metrics.items() if name.endswith('mAP')}, per_class={})
 

@@ -10,6 +10,7 @@ import warnings
 from typing import Callable, Dict, List, NamedTuple
 
 import torch
+from common import quiet
 from rich.progress import track
 from torch.profiler import ProfilerActivity, profile
 
@@ -77,7 +78,8 @@ def _serve(pipe, threads, make, args):
     while True:
         what = pipe.recv()
         try:
-            candidate = candidate or make(*args)
+            with quiet():
+                candidate = candidate or make(*args)
             answer = candidate.facts if what == 'facts' else getattr(candidate, what)()
         except Exception as error:
             answer = RuntimeError(f'{type(error).__name__}: {error}')
