@@ -16,6 +16,8 @@ import json
 import shutil
 import sys
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -105,7 +107,9 @@ def _best(run):
 
 def compare(entries, args):
     console = Console(width=None if sys.stdout.isatty() else 160)
-    about = dict(machine(args.device), command=' '.join(sys.argv), batch=args.batch, data=args.data_root or 'as the configs name them')
+    with quiet():
+        versions = {name: import_module(name).__version__ for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet') if find_spec(name)}
+    about = dict(machine(args.device), **versions, command=' '.join(sys.argv), batch=args.batch, data=args.data_root or 'as the configs name them')
     console.print(', '.join(f'{key} {about[key]}' for key in ('hardware', 'threads', 'torch')), highlight=False)
     rows = []
     for entry in entries:

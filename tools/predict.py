@@ -53,8 +53,9 @@ def main():
     job = Job(predictor, args)
     try:
         job.run()
-    finally:  # nothing is lost by Ctrl-C
-        job.close()
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+    job.close()
     sys.exit(0 if job.done else 1)
 
 
@@ -75,7 +76,9 @@ def make_predictor(cfg, checkpoint, device):
     MMLogger.get_instance('mmengine', log_level='ERROR')  # else it warns of every registry that it falls back from
     with quiet():
         init_default_scope(cfg.default_scope)
-        return Checked(model=cfg, device=device, scope=cfg.default_scope, show_progress=False)
+        predictor = Checked(model=cfg, device=device, scope=cfg.default_scope)
+    predictor.show_progress = False  # its own, for every image
+    return predictor
 
 
 class Job:
