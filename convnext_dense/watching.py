@@ -32,7 +32,7 @@ class CurvesHook(Hook):
         from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure  # not pyplot: it would change the user's backend
-        figure = Figure(figsize=(15, 4.4), layout='constrained')
+        figure = Figure(figsize=(15, 5.6), layout='constrained')
         FigureCanvasAgg(figure)
         loss, metric, rate = figure.subplots(1, 3)
         for axis in (loss, metric):
@@ -52,10 +52,10 @@ class CurvesHook(Hook):
                       label=f'layers at {scale:.3g} of it' if i else 'heads' if len(scales) > 1 else 'all')
         for axis, title in ((loss, 'training losses'), (metric, 'evaluation'), (rate, 'learning rate')):
             axis.set(title=title, xlabel='iteration')
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axis.grid(alpha=.3)
             if axis.lines:
-                axis.legend(fontsize=8)
+                axis.legend(fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.12), ncols=3)  # below: it would hide lines
         loss.set_ylim(0)
         figure.savefig(path, dpi=100)
 

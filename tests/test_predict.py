@@ -24,7 +24,9 @@ def model(request, tmp_path_factory):
     torch.manual_seed(0)
     built = MODELS.build(cfg.model)
     path = tmp_path_factory.mktemp(request.param) / 'model.pth'
-    torch.save(dict(state_dict=built.state_dict()), path)
+    names = cfg.test_dataloader.dataset.metainfo.classes
+    meta = dict(dataset_meta=dict(classes=names, palette=[[40 * i, 255 - 40 * i, 128] for i in range(len(names))]))
+    torch.save(dict(state_dict=built.state_dict(), meta=meta), path)
     return request.param, str(ROOT / DEMO[request.param]), str(path)
 
 
@@ -74,6 +76,8 @@ def test_a_folder_with_everything_in_it(model, pictures, tmp_path, exits):
     assert all(f'skipped {name}' in output for name in ('empty.jpg', 'cut_good.jpg', 'cut_good.png', 'text.png'))
     names = {str(path.relative_to(tmp_path / 'out' / 'overlays')) for path in (tmp_path / 'out' / 'overlays').rglob('*.png')}
     assert names == {'good.png.png', 'good.jpg.png', 'below/good.png', 'cmyk.png', 'deep.png', 'alpha.png', 'turned.png'}
+    predictor = predict.make_predictor(Config.fromfile(config), checkpoint, 'cpu')
+    assert predictor.model.dataset_meta['palette'][1] == (40, 215, 128)
     if task == 'coco':
         coco = COCO(tmp_path / 'out' / 'predictions.json')
         assert len(coco.imgs) == 7 and [cat['name'] for cat in coco.cats.values()] == ['disc', 'square', 'triangle', 'star', 'ring']

@@ -83,7 +83,9 @@ def test_labels_that_are_no_classes_and_other_numbers_of_classes(scenes, tmp_pat
     init_default_scope('mmseg')
     street = real_data('camvid')
     cases = [(dict(classes=list('abcdefghij')), 'the model predicts 11 classes, the data have 10'),
-             (dict(classes=list('abcdefghijk')), 'labels hold 11 .*--ignore 11'), (dict(classes=list('aab')), 'names one twice')]
+             (dict(classes=list('abcdefghijk')), 'labels hold 0, 1, .*11 .* is not one of the 11 classes.*--ignore 11'), (dict(classes=list('aab')), 'names one twice'),
+             (dict(classes=list('abcdefghijk'), ignored=[10]), '--ignore 10: that is the class k of --classes'),
+             (dict(ignored=[10]), 'the class bicyclist of the config')]
     for arguments, message in cases:
         cfg = Config.fromfile(ROOT / STREET)
         with pytest.raises(ConfigError, match=message):
@@ -92,6 +94,9 @@ def test_labels_that_are_no_classes_and_other_numbers_of_classes(scenes, tmp_pat
     cfg = Config.fromfile(ROOT / STREET)
     label_folder.put(cfg, street)
     label_folder.check(cfg, 'test')
+    assert label_folder.meaning(cfg).endswith('10 bicyclist; unknown: 11, 255')
+    with pytest.raises(ConfigError, match='no folder at'):
+        label_folder.put(Config.fromfile(ROOT / STREET), tmp_path / 'absent')
     with pytest.raises(ConfigError, match='no test data in .*: expected ROOT/IMAGES/SPLIT'):
         label_folder.put(Config.fromfile(ROOT / STREET), tmp_path)
     ade = Config.fromfile(ROOT / 'configs/ade20k/upernet_convnext-t-in1k_8xb2-amp-160k_ade20k-512x512.py')
@@ -101,7 +106,7 @@ def test_labels_that_are_no_classes_and_other_numbers_of_classes(scenes, tmp_pat
 
 
 def test_what_is_ignored_is_what_the_command_line_says(scenes, tmp_path):
-    for ignored, expected in (((), None), ((3, 9), [3, 9])):
+    for ignored, expected in (((), None), ((7, 9), [7, 9])):
         cfg = config(tmp_path, STREET, scenes / 'ade', classes=NAMES, ignored=ignored, training=True)
         steps = [step for step in cfg.test_dataloader.dataset.pipeline if 'IgnoreLabels' in step['type']]
         groups = [group for group in cfg.tta_pipeline[1].transforms if 'IgnoreLabels' in group[0]['type']]
@@ -126,7 +131,10 @@ def test_models_are_found_and_named(tmp_path):
         (tmp_path / name / 'last_checkpoint').write_text(f'/moved/{name}/iter_9.pth')
     (tmp_path / 'b_x' / 'best_mIoU.pth').touch()
     assert [(one.name, one.checkpoint) for one in find([str(tmp_path)])] == [
-        ('a', str(tmp_path / 'a_x' / 'iter_9.pth')), ('b', str(tmp_path / 'b_x' / 'best_mIoU.pth'))]
+        ('a_x', str(tmp_path / 'a_x' / 'iter_9.pth')), ('b_x', str(tmp_path / 'b_x' / 'best_mIoU.pth'))]
+    rows = [dict(name=name, is_fused='fused' in name) for name in ('a_x', 'a_x, fused', 'b_x')]
+    page.label(rows)
+    assert [row['label'] for row in rows] == ['a', 'a, fused', 'b']
     assert [one.name for one in find(['m.py=1.pth', 'm.py=2.pth'])] == ['m 1', 'm 2']
     with pytest.raises(ConfigError, match='named twice'):
         find(['m.py', 'm.py'])
@@ -162,14 +170,14 @@ def test_interrupted_it_goes_on(scenes, tmp_path):
     command = ['tools/benchmark_segmentation.py', 'configs/demo/upernet_r18_street.py', 'configs/demo/segformer_mit-b0_street.py',
                'configs/demo/upernet_swin-femto_street.py', '--train', '--data-root', scenes / 'ade', '--out', tmp_path, '--runs', 1, *OPTIONS]
     process = start(*command)
-    while not (tmp_path / 'upernet_swin-femto').exists():
+    while not (tmp_path / 'upernet_swin-femto_street').exists():
         assert process.poll() is None, process.stdout.read()
         time.sleep(.1)
     time.sleep(3)
     os.killpg(process.pid, signal.SIGINT)
     assert 'the same command goes on' in process.communicate()[0] and process.returncode
     output = run(*command)
-    assert 'upernet_r18: kept' in output and 'segformer_mit-b0: kept' in output and 'upernet_swin-femto: mIoU' in output
+    assert 'upernet_r18_street: kept' in output and 'segformer_mit-b0_street: kept' in output and 'upernet_swin-femto_street: mIoU' in output
     seconds = [row['seconds'] for row in json.loads((tmp_path / 'results.json').read_text())['models']]
     run(*command)
     assert [row['seconds'] for row in json.loads((tmp_path / 'results.json').read_text())['models']] == seconds

@@ -33,7 +33,7 @@ def trained(request, scenes, tmp_path_factory):
 
 def test_curves_and_examples_are_drawn(trained):
     task, folder = trained
-    assert Image.open(folder / 'curves.png').size == (1500, 440)
+    assert Image.open(folder / 'curves.png').size == (1500, 560)
     examples = np.array(Image.open(folder / 'examples' / 'iter_2.png'))
     assert examples.shape[1] == 384 and examples.shape[0] >= 4 * 200  # four scenes of 192 x 192, the truth beside the prediction
     images = list(folder.glob('*/vis_data/vis_image/examples_2.png'))

@@ -49,10 +49,10 @@ def main():
     parser.add_argument('models', nargs='+', metavar='CONFIG[=CHECKPOINT]', help='or a folder of work dirs, each with a config and a checkpoint')
     parser.add_argument('--data-root', metavar='FOLDER', help='the data in place of those that the configs name; their own layout, or '
                         + label_folder.describe() + '; images/validation beside annotations/validation is read as ADE20K, where 0 is unknown')
-    parser.add_argument('--classes', nargs='+', metavar='NAME', help='of the labels 0, 1, ... in --data-root (default: those of the config)')
+    parser.add_argument('--classes', nargs='+', metavar='NAME', help='of the labels 0, 1, ... in --data-root (default: those of the config); behind the configs')
     parser.add_argument('--ignore', nargs='+', type=int, default=[], metavar='LABEL', help='labels that mean unknown, besides 255')
     parser.add_argument('--train', action='store_true', help='train what has no checkpoint, with its own schedule, on the training split')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='for every config, as in tools/train.py')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='for every config, as in tools/train.py; train_cfg.max_iters=100 is a shorter training')
     parser.add_argument('--tta', action='store_true', help="also score with each config's test-time augmentation (multi-scale and flip)")
     parser.add_argument('--runs', type=int, default=20, help='timed runs of each model (default: 20)')
     parser.add_argument('--batch', type=int, default=4, help='images at once for the throughput (default: 4)')
@@ -91,8 +91,6 @@ def find(models):
             found += [(run.name, str(next(run.glob('*.py'), run / 'config.py')), str(_best(run))) for run in runs]
         else:
             found.append((Path(config).stem, config, checkpoint or None))
-    while len(found) > 1 and len({name.rpartition('_')[2] for name, *_ in found}) == 1 and all('_' in name for name, *_ in found):
-        found = [(name.rpartition('_')[0], *rest) for name, *rest in found]  # what all names end with tells nothing
     if len({name for name, *_ in found}) < len(found):
         found = [(f'{name} {Path(checkpoint or "").stem}', config, checkpoint) for name, config, checkpoint in found]
     if len({name for name, *_ in found}) < len(found):
@@ -120,13 +118,17 @@ def compare(entries, args):
         page.write(rows, about, args.out)
     clock([row for row in rows if 'error' not in row], args)
     page.write(rows, about, args.out)
-    console.print(page.table(rows))
-    for row in rows:
-        for kind in ('error', 'note'):
-            if kind in row:
-                console.print(f'{row["name"]}: {row[kind]}', style='red', markup=False, highlight=False)
-    console.print(f'wrote {args.out}/index.html, results.csv, results.json, and the label maps in {args.out}/MODEL/predictions', highlight=False)
-    return int(all('error' in row for row in rows))
+    failed = sum('error' in row for row in rows)
+    if failed < len(rows):
+        console.print(page.table(rows))
+        for row in rows:
+            if 'note' in row:
+                console.print(f'{row["name"]}: {row["note"]}', style='red', markup=False, highlight=False)
+        console.print(f'wrote {args.out}/index.html, results.csv, results.json; in {args.out}/MODEL label maps (predictions), the config '
+                      '(config.py), and of what was trained here the checkpoint (train)', highlight=False)
+    if failed:
+        console.print(f'{failed} of {len(rows)} models failed, as said above', style='red', highlight=False)
+    return int(failed == len(rows))
 
 
 def row_of(entry, args, rows, console):
@@ -136,6 +138,10 @@ def row_of(entry, args, rows, console):
     row = dict(name=entry.name, config=entry.config, checkpoint=entry.checkpoint, folder=folder.name, is_fused=entry.is_fused)
     try:
         cfg = entry_config(entry, args, folder)
+        meaning = label_folder.meaning(cfg) if 'decode_head' in cfg.model else None
+        if meaning and all(meaning != other.get('meaning') for other in rows):
+            console.print(f'labels: {meaning}', highlight=False)
+        row['meaning'] = meaning
         row['is_ours'] = 'convnext_dense.ConvNeXt' in repr(cfg.model)
         if not entry.is_fused:
             cfg.dump(folder / 'config.py')
@@ -148,6 +154,7 @@ def row_of(entry, args, rows, console):
             console.print(f'{entry.name}: kept', highlight=False)
             row = old
         else:
+            console.print(f'{entry.name}: scoring', highlight=False)
             row.update(measure(row, folder, args), key=key)
             _save(kept, row)
             console.print(f'{entry.name}: {page.scores(row)}', highlight=False)
@@ -200,12 +207,12 @@ def train(name, cfg, folder, console):
     trained.write_text(this)
     if not done.exists():
         command = [TRAIN, config, '--work-dir', work_dir, *(['--resume'] if (work_dir / 'last_checkpoint').exists() else [])]
-        with Progress(TextColumn('training {task.description}'), BarColumn(), TextColumn('{task.completed}/{task.total} {task.fields[loss]}'),
+        with Progress(TextColumn('training'), BarColumn(), TextColumn('{task.completed}/{task.total} {task.fields[text]}'),
                       TimeRemainingColumn(), console=console, transient=True, disable=not sys.stdout.isatty()) as progress:
-            task = progress.add_task(name, total=None, loss='')
+            console.print(f'{name}: training (log: {work_dir}/train.log)', highlight=False)
+            task = progress.add_task('', total=cfg.train_cfg.get('max_iters'), text='')
             for mode, step, total, loss in follow(command, work_dir / 'train.log'):
-                if mode == 'train':
-                    progress.update(task, completed=step, total=total, loss=f'loss {loss:.3f}')
+                progress.update(task, completed=step, total=total, text=f'loss {loss:.3f}' if loss else 'evaluation')
         done.touch()
     return str(work_dir / Path((work_dir / 'last_checkpoint').read_text().strip()).name)
 

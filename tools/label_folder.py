@@ -36,8 +36,14 @@ def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> Non
     datasets = {split: cfg[f'{split}_dataloader'].dataset for split in wanted if cfg.get(f'{split}_dataloader')}
     own = [Path(root, name) for dataset in datasets.values() for name in (dataset.get('data_prefix') or {}).values()]
     is_own = own and all(path.is_dir() for path in own)
-    if len(set(classes or ())) < len(classes or ()):
+    if not root.is_dir():
+        raise ConfigError(f'--data-root: no folder at {root}')
+    names = tuple(classes or classes_of(datasets['test']))
+    if len(set(names)) < len(names):
         raise ConfigError('--classes names one twice')
+    if any(label < len(names) for label in ignored):
+        raise ConfigError(f'--ignore {min(ignored)}: that is the class {names[min(ignored)]} of {"--classes" if classes else "the config"}'
+                          + ('' if classes else '; name the classes of your data with --classes'))
     for split, dataset in datasets.items():
         dataset.data_root = str(root)
         if classes or not is_own:
@@ -136,9 +142,17 @@ def check(cfg: Config, split: str) -> None:
     found = _labels(repr(dict(dataset, pipeline=steps)))
     beyond = {value: path for value, path in found.items() if value >= len(names) and value != UNKNOWN}
     if beyond:
-        raise ConfigError(f'the {split} labels hold {", ".join(map(str, sorted(beyond)))} ({beyond[min(beyond)]}), but there are {len(names)} '
-                          f'classes, 0 ... {len(names) - 1}: if that means unknown, --ignore {" ".join(map(str, sorted(beyond)))}; else name '
-                          'all classes with --classes')
+        value = min(beyond)
+        raise ConfigError(f'the {split} labels hold {", ".join(map(str, sorted(found)))}, those that are ignored left out, and {value} '
+                          f'({beyond[value]}) is not one of the {len(names)} classes, 0 ... {len(names) - 1}. Name it, --classes has a name for '
+                          f'each label; or if it means unknown, --ignore {" ".join(map(str, sorted(beyond)))}')
+
+
+def meaning(cfg: Config) -> str:
+    """What the labels of the test data are taken for, in a line."""
+    dataset = cfg.test_dataloader.dataset
+    ignored = sorted({label for step in dataset.pipeline if 'IgnoreLabels' in step['type'] for label in step['labels']} | {UNKNOWN})
+    return f'{", ".join(f"{i} {name}" for i, name in enumerate(classes_of(dataset)))}; unknown: {", ".join(map(str, ignored))}'
 
 
 @lru_cache(maxsize=None)

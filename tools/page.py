@@ -21,6 +21,14 @@ WIDTH = 480  # of an example, in pixels
 LINES = plt.cm.tab10.colors + plt.cm.Dark2.colors  # of the models
 
 
+def label(rows):
+    """Give every row the ``label`` under which it is shown: its name without what all names end with."""
+    names = [row['name'].removesuffix(', fused') for row in rows]
+    end = names[0].rpartition('_')[2] if len(set(names)) > 1 and len({one.rpartition('_')[2] for one in names}) == 1 else None
+    for row, one in zip(rows, names):
+        row['label'] = (one.removesuffix(f'_{end}') if end else one) + ', fused' * row['is_fused']
+
+
 def columns(rows):
     """Heading -> (figure of a row, its format). Metrics as the rows have them."""
     fine = [row for row in rows if 'error' not in row]
@@ -46,7 +54,8 @@ def figure(row, value):
 def cells(rows):
     """Heading and texts of every row; a dash where there is no figure."""
     wanted = columns(rows)
-    texts = [[row['name'], *(format(found, spec) if (found := figure(row, value)) is not None else '–' for value, spec in wanted.values())]
+    label(rows)
+    texts = [[row['label'], *(format(found, spec) if (found := figure(row, value)) is not None else '–' for value, spec in wanted.values())]
              for row in rows]
     return ['model', *wanted], texts
 
@@ -80,7 +89,7 @@ def write(rows, about, folder):
     timed = [row for row in fine if row.get('seconds')]
     (folder / 'index.html').write_text(page.render(
         about=about, heading=heading, texts=list(zip(rows, texts)), first=fine[0] if fine else None, metric=metric,
-        plots=plots(timed, metric) if timed else [], models=[row['name'] for row in shown], classes=classes(shown),
+        plots=plots(timed, metric) if timed else [], models=[row['label'] for row in shown], classes=classes(shown),
         examples=examples(shown, folder), colours={row['name']: '#%02x%02x%02x' % tuple(round(255 * part) for part in colour)
                                                   for row, colour in zip(fine, line_colours(fine))}), encoding='utf-8')
 
@@ -109,7 +118,7 @@ def plots(rows, metric):
         height = 3.4 + .22 * ((len(rows) + 1) // 2)
         first, axis = plt.subplots(figsize=(5, height), layout='constrained')
         for row, colour in zip(rows, colours):
-            axis.plot(1e3 * median(row['seconds']), row['metrics'][metric], 's' if row['is_fused'] else 'o', color=colour, markersize=12 if row['is_fused'] else 6, label=row['name'],
+            axis.plot(1e3 * median(row['seconds']), row['metrics'][metric], 's' if row['is_fused'] else 'o', color=colour, markersize=12 if row['is_fused'] else 6, label=row['label'],
                       markerfacecolor='none' if row['is_fused'] else colour, markeredgewidth=2)
         axis.set(xlabel='latency, ms (median, one image)', ylabel=f'{metric}, %', xlim=(0, 1.1e3 * max(median(row['seconds']) for row in rows)))
         axis.margins(y=.15)
@@ -117,7 +126,7 @@ def plots(rows, metric):
         first.legend(*axis.get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=9, frameon=False, markerscale=.7)
         second, axis = plt.subplots(figsize=(5, 1.2 + .42 * len(rows)), layout='constrained')
         values = [row['memory'] / 1e6 for row in rows]
-        bars = axis.barh([row['name'] for row in rows], values, color=colours, height=.6)
+        bars = axis.barh([row['label'] for row in rows], values, color=colours, height=.6)
         axis.bar_label(bars, [f'{value:.0f}' for value in values], padding=3)
         axis.set(xlabel='peak memory of one image, MB', xlim=(0, 1.15 * max(values)))
         axis.invert_yaxis()
@@ -144,7 +153,7 @@ def examples(rows, folder):
         image = Image.open(path).convert('RGB')
         small = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
         shown = [('image', np.asarray(small))]
-        for caption, labels in [('truth', folder / rows[0]['folder'] / 'truth' / name)] + [(row['name'], folder / row['folder'] / 'predictions' / name)
+        for caption, labels in [('truth', folder / rows[0]['folder'] / 'truth' / name)] + [(row['label'], folder / row['folder'] / 'predictions' / name)
                                                                                          for row in rows]:
             shown.append((caption, overlay(np.asarray(small), np.asarray(Image.open(labels).resize(small.size, Image.NEAREST)), colours)))
         found[Path(path).name] = [(caption, _uri(picture)) for caption, picture in shown]

@@ -11,6 +11,7 @@ kind are read as people see them: turned as their EXIF data say, CMYK and 16 bit
 import argparse
 import json
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -46,10 +47,12 @@ def main():
         parser.error(f'no image, folder or video at {args.input}')
     if not Path(args.config).is_file():
         parser.error(f'no config at {args.config}')
+    warnings.simplefilter('ignore')  # of the frameworks: that no weights were loaded, which is done here, that boxes touch the border ...
     try:
         predictor = make_predictor(Config.fromfile(args.config), args.checkpoint, args.device)
     except (ConfigError, WeightsError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+        beside = sorted(str(path) for path in Path(args.checkpoint).parent.glob('*.py'))
+        sys.exit(f'{type(error).__name__}: {error}' + (f'\nThe config of that training may be {beside[0]}' if beside else ''))
     job = Job(predictor, args)
     try:
         job.run()
@@ -71,7 +74,8 @@ def make_predictor(cfg, checkpoint, device):
         def _load_weights_to_model(self, model, _, cfg):
             meta = dict(label_folder.meta_of(cfg.test_dataloader.dataset), **load(model, checkpoint))  # what it was trained on comes first
             names = meta.get('classes') or [str(i) for i in range(256)]
-            model.dataset_meta = dict(classes=names, palette=meta.get('palette') or distinct_colours(len(names)))
+            colours = meta.get('palette') or distinct_colours(len(names))
+            model.dataset_meta = dict(classes=names, palette=[tuple(colour) for colour in colours])  # mmdet takes no other types
 
     MMLogger.get_instance('mmengine', log_level='ERROR')  # else it warns of every registry that it falls back from
     with quiet():
@@ -165,7 +169,7 @@ class Job:
         for name, why in self.failed.items():
             print(f'skipped {name}: {why}', file=sys.stderr)
         print(f'{self.done} done, {len(self.failed)} skipped{f", {self.others} files are no pictures" if self.others else ""}; '
-              f'see {self.args.out}')
+              + (f'see {self.args.out}' if self.done else 'nothing was written'))
 
 
 def read(path):

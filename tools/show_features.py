@@ -30,7 +30,7 @@ def main():
     parser.add_argument('image', type=Path)
     parser.add_argument('weights', help='a preset (tools/convert_weights.py --list), a path or a URL, of a backbone or a whole model')
     parser.add_argument('--size', type=int, default=512, help='shorter side of the image, pixels (default: 512)')
-    parser.add_argument('--out', type=Path, default=Path('features.png'))
+    parser.add_argument('--out', type=Path, default=Path('features.png'), help='default: features.png')
     args = parser.parse_args()
     if not args.image.is_file():
         parser.error(f'no image at {args.image}')
