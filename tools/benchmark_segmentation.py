@@ -147,7 +147,7 @@ def row_of(entry, args, rows, console):
             cfg.dump(folder / 'config.py')
         row['config'] = str((folder if not entry.is_fused else Path(entry.config).parent) / 'config.py')
         if entry.checkpoint is None:
-            row['checkpoint'] = train(entry.name, cfg, folder, console)
+            row['checkpoint'] = train(entry.name, cfg, folder, args, console)
         key = _key(cfg.pretty_text, label_folder.stamp(cfg, 'test'), Path(row['checkpoint']), entry.is_fused, args.tta, args.examples, args.device)
         kept = folder / 'row.json'
         if (old := _load(kept)).get('key') == key:
@@ -178,7 +178,7 @@ def entry_config(entry, args, folder):
         raise ConfigError(f'no checkpoint at {entry.checkpoint}')
     if entry.is_fused:  # of a model that has been through here
         return Config.fromfile(entry.config)
-    if entry.checkpoint is None and not (folder / 'train' / 'done').exists() and not args.train:
+    if entry.checkpoint is None and not args.train and not (folder / 'train').exists():
         raise ConfigError('no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train')
     try:
         with quiet():
@@ -196,12 +196,16 @@ def entry_config(entry, args, folder):
     return cfg
 
 
-def train(name, cfg, folder, console):
-    """Train with tools/train.py as a user would, or go on. Returns the last checkpoint."""
+def train(name, cfg, folder, args, console):
+    """Train with tools/train.py as a user would, or go on, or take what is finished. Returns the last checkpoint."""
     work_dir, config = folder / 'train', folder / 'config.py'
     trained, done = work_dir / 'trained.txt', work_dir / 'done'
     this = f'{cfg.pretty_text}\n{label_folder.stamp(cfg, "train")}'
-    if trained.exists() and trained.read_text() != this:  # what is there is of another config, or of other data
+    is_other = trained.exists() and trained.read_text() != this
+    if not args.train and (is_other or not done.exists()):
+        raise ConfigError('no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train')
+    if is_other:
+        console.print(f'{name}: the config or the training data have changed, it starts anew', highlight=False)
         shutil.rmtree(work_dir)
     work_dir.mkdir(exist_ok=True)
     trained.write_text(this)
