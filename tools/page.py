@@ -123,7 +123,7 @@ def plots(rows, metric):
         axis.set(xlabel='latency, ms (median, one image)', ylabel=f'{metric}, %', xlim=(0, 1.1e3 * max(median(row['seconds']) for row in rows)))
         axis.margins(y=.15)
         axis.grid(alpha=.3)
-        first.legend(*axis.get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=9, frameon=False, markerscale=.7)
+        first.legend(*axis.get_legend_handles_labels(), loc='outside lower center', ncols=1 + (max(len(row['label']) for row in rows) < 33), fontsize=9, frameon=False, markerscale=.7)
         second, axis = plt.subplots(figsize=(5, 1.2 + .42 * len(rows)), layout='constrained')
         values = [row['memory'] / 1e6 for row in rows]
         bars = axis.barh([row['label'] for row in rows], values, color=colours, height=.6)
@@ -138,7 +138,7 @@ def plots(rows, metric):
 
 def _svg(shown):
     file = io.StringIO()
-    shown.savefig(file, format='svg', metadata={'Date': None})
+    shown.savefig(file, format='svg', bbox_inches='tight', metadata={'Date': None})  # long names make it wider
     plt.close(shown)
     text = file.getvalue()
     return text[text.index('<svg'):]
