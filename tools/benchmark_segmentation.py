@@ -188,6 +188,8 @@ def entry_config(entry, args, folder):
         raise ConfigError(f'the config cannot be read: {type(error).__name__}: {error}') from error
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     to_train = entry.checkpoint is None
+    if args.data_root and 'decode_head' not in cfg.model:
+        raise ConfigError('detectors are compared on the data that their configs name, without --data-root')
     if args.data_root:
         label_folder.put(cfg, args.data_root, args.classes, args.ignore, to_train)
     if 'decode_head' in cfg.model:
@@ -258,7 +260,8 @@ def clock(rows, args):
             for process in processes.values():
                 process.end()
         found = dict(key=key, seconds={name: [seconds[name, 'seconds'], seconds[name, 'batch_seconds']] for name, what in candidates if what == 'seconds'})
-        _save(kept, found)
+        if len(found['seconds']) == len(rows):  # else the next run tries again
+            _save(kept, found)
     for row in rows:
         if row['name'] in found['seconds']:
             row['seconds'], row['batch_seconds'] = found['seconds'][row['name']]
