@@ -1,9 +1,10 @@
-"""Label maps as pictures: the same colours and the same legend wherever a class is shown."""
+"""Pictures read as people see them, and label maps as pictures: the same colours and the same legend wherever a class is shown."""
 import colorsys
-from typing import Sequence, Tuple
+from pathlib import Path
+from typing import BinaryIO, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Colours = Sequence[Sequence[int]]  # (classes, 3), RGB, 0 ... 255
 
@@ -12,6 +13,26 @@ def distinct_colours(count: int) -> Tuple[Tuple[int, int, int], ...]:
     """For classes that come without: hues by the golden angle, in three shades, so that neighbours differ most."""
     return tuple(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i * .618034 % 1, (.75, .5, .9)[i % 3], (.9, .7, .55)[i // 3 % 3]))
                  for i in range(count))
+
+
+def read(file: Union[Path, BinaryIO]) -> Tuple[np.ndarray, Optional[str]]:
+    """A picture as people see it: RGB (H, W, 3) uint8, turned as its EXIF data say; and what had to be done to it, if that is worth a word.
+
+    Raises:
+        OSError, SyntaxError, ValueError: the file is empty, cut off or no picture.
+    """
+    if isinstance(file, Path) and not file.stat().st_size:
+        raise OSError('the file is empty')
+    with Image.open(file) as picture:
+        picture.load()
+        mode = picture.mode
+        picture = ImageOps.exif_transpose(picture)
+        if mode == 'F':
+            raise ValueError('its pixels are floating-point numbers, expected 8 or 16 bits')
+        if mode.startswith('I'):
+            picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        note = {'CMYK': 'CMYK, converted to RGB', 'RGBA': 'the alpha channel is left out'}.get(mode)
+        return np.asarray(picture.convert('RGB')), '16 bits, the upper 8 are used' if mode.startswith('I') else note
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, colours: Colours, opacity: float = .55) -> np.ndarray:

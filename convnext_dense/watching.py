@@ -9,7 +9,7 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from PIL import Image
 
-from .pictures import overlay, with_legend
+from .pictures import overlay, read, with_legend
 from .registry import HOOKS
 
 STEPS = 'watch/iter'  # at which evaluations took place, kept in the message hub like all curves: a resumed run goes on with them
@@ -100,7 +100,7 @@ class ExamplesHook(Hook):
 def draw_example(visualizer, sample) -> Tuple[np.ndarray, Set[int]]:
     """A data sample of mmseg or mmdet with its ``img_path`` -> (H, W, 3) uint8, truth and prediction side by side; and the classes in
     it that need a legend."""
-    image, meta = np.asarray(Image.open(BytesIO(get(sample.img_path))).convert('RGB')), visualizer.dataset_meta
+    image, meta = read(BytesIO(get(sample.img_path)))[0], visualizer.dataset_meta
     if 'pred_sem_seg' not in sample:
         own = type(visualizer)()  # with no backend that would keep the picture
         own.dataset_meta = meta

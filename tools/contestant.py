@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import quiet
+from label_folder import UNKNOWN
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
@@ -21,7 +22,6 @@ from convnext_dense.building import build, load
 from convnext_dense.flops import count
 from convnext_dense.pictures import save_labels
 
-UNKNOWN = 255
 BURST, WARM_UP = 5, .7  # predictions in a turn, and seconds before they are timed
 
 
@@ -58,11 +58,8 @@ class Contestant:
         self.facts = dict(
             parameters=parameters, input=list(shape), images=total, classes=list(meta['classes']),
             palette=[list(colour) for colour in meta['palette']] if isinstance(meta.get('palette'), (list, tuple)) else [],
-            data=hashlib.sha256(repr([Path(self._info(i)['img_path']).name for i in range(total)]).encode()).hexdigest()[:16],
+            data=hashlib.sha256(repr([Path(self.dataset.get_data_info(i)['img_path']).name for i in range(total)]).encode()).hexdigest()[:16],
             size=list(self.one['data_samples'][0].ori_shape), flops=self._flops(shape))
-
-    def _info(self, i):
-        return self.dataset.get_data_info(i)
 
     def _flops(self, shape):
         try:
@@ -124,7 +121,7 @@ class Contestant:
         root = self.dataset.data_prefix.get('img_path')
         if not root:
             return []
-        paths = [Path(self._info(i)['img_path']) for i in sorted(self.examples)]
+        paths = [Path(self.dataset.get_data_info(i)['img_path']) for i in sorted(self.examples)]
         return [(str(path), str(path.relative_to(root).with_suffix('.png'))) for path in paths]
 
     def seconds(self) -> list:

@@ -12,7 +12,7 @@ from jinja2 import Template
 from PIL import Image
 from rich.table import Column, Table
 
-from convnext_dense.pictures import overlay
+from convnext_dense.pictures import overlay, read
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -75,16 +75,15 @@ def scores(row):
 def write(rows, about, folder):
     for row in rows:
         row.setdefault('batch', about['batch'])
-    heading, _ = cells(rows)
+    (heading, texts), figures = cells(rows), columns(rows).values()
     with open(folder / 'results.csv', 'w', newline='', encoding='utf-8') as file:
         sheet = csv.writer(file)
         sheet.writerow([*heading, 'error'])
         for row in rows:
-            sheet.writerow([row['name'], *(figure(row, value) for value, _ in columns(rows).values()), row.get('error', '')])
+            sheet.writerow([row['name'], *(figure(row, value) for value, _ in figures), row.get('error', '')])
     (folder / 'results.json').write_text(json.dumps(dict(machine=about, models=rows), indent=1), encoding='utf-8')
     page = Template((Path(__file__).with_name('page.html')).read_text(encoding='utf-8'), autoescape=True)
     fine = [row for row in rows if 'error' not in row]
-    heading, texts = cells(rows)
     metric, shown = heading[1] if fine else '', [row for row in fine if not row['is_fused']]  # fused: the same predictions
     timed = [row for row in fine if row.get('seconds')]
     (folder / 'index.html').write_text(page.render(
@@ -150,7 +149,7 @@ def examples(rows, folder):
         return {}
     colours, found = rows[0]['palette'], {}
     for path, name in rows[0]['examples']:
-        image = Image.open(path).convert('RGB')
+        image = Image.fromarray(read(Path(path))[0])
         small = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
         shown = [('image', np.asarray(small))]
         for caption, labels in [('truth', folder / rows[0]['folder'] / 'truth' / name)] + [(row['label'], folder / row['folder'] / 'predictions' / name)

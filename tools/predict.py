@@ -23,12 +23,12 @@ from common import quiet
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.progress import track
 
 from convnext_dense import ConfigError, WeightsError
 from convnext_dense.building import load
-from convnext_dense.pictures import distinct_colours, overlay, save_labels, with_legend
+from convnext_dense.pictures import distinct_colours, overlay, read, save_labels, with_legend
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.ppm', '.pgm')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
@@ -107,7 +107,7 @@ class Job:
             key = name if stems[name.with_suffix('')] > 1 else name.with_suffix('')  # a.jpg and a.png keep their results apart
             try:
                 if path.suffix.lower() in VIDEOS:
-                    self.video(path, str(key))
+                    self.notes[str(name)] = self.video(path, str(key))
                 else:
                     image, self.notes[str(name)] = read(path)
                     drawn = self.predict(image, str(key), str(name))
@@ -155,8 +155,7 @@ class Job:
                 writer.release()
         if not count:
             raise OSError('no frame can be read')
-        if count < expected:
-            self.notes[path.name] = f'its header promises {expected} frames, {count} can be read'
+        return f'its header promises {expected} frames, {count} can be read' if count < expected else None
 
     def close(self):
         if self.images:
@@ -170,26 +169,6 @@ class Job:
             print(f'skipped {name}: {why}', file=sys.stderr)
         print(f'{self.done} done, {len(self.failed)} skipped{f", {self.others} files are no pictures" if self.others else ""}; '
               + (f'see {self.args.out}' if self.done else 'nothing was written'))
-
-
-def read(path):
-    """-> RGB (H, W, 3) uint8, right side up; and what had to be done to it, if that is worth a word.
-
-    Raises:
-        OSError, SyntaxError, ValueError: the file is empty, cut off or no picture.
-    """
-    if not path.stat().st_size:
-        raise OSError('the file is empty')
-    with Image.open(path) as picture:
-        picture.load()
-        mode = picture.mode
-        picture = ImageOps.exif_transpose(picture)
-        if mode == 'F':
-            raise ValueError('its pixels are floating-point numbers, expected 8 or 16 bits')
-        if mode.startswith('I'):
-            picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        note = {'CMYK': 'CMYK, converted to RGB', 'RGBA': 'the alpha channel is left out'}.get(mode)
-        return np.asarray(picture.convert('RGB')), '16 bits, the upper 8 are used' if mode.startswith('I') else note
 
 
 def instances(sample):

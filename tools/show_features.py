@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from predict import read as read_image
 from torch import Tensor, nn
 
 from convnext_dense import ARCHITECTURES, PRESETS, ConfigError, ConvNeXt, WeightsError, load_weights
+from convnext_dense.pictures import read as read_image
 from convnext_dense.weights import layouts
 from convnext_dense.weights.loading import read
 from convnext_dense.weights.presets import IMAGENET
