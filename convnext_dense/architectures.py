@@ -1,5 +1,5 @@
 """Every ConvNeXt as one row: depths, widths and what differs between generations."""
-from typing import Mapping, NamedTuple, Tuple, Union
+from typing import Dict, Mapping, NamedTuple, Tuple, Union
 
 from .errors import ConfigError
 
@@ -61,6 +61,28 @@ def get_architecture(arch: Union[str, Mapping]) -> Architecture:
         raise ConfigError(f'arch: generation is 1 or 2 and eps a small positive number, not {architecture.generation!r} '
                           f'and {architecture.eps!r}')
     return architecture
+
+
+def parameter_shapes(architecture: Architecture, in_channels: int = 3) -> Dict[str, Tuple[int, ...]]:
+    """Every parameter of a ``ConvNeXt`` that emits all four maps: name -> shape, from the architecture alone."""
+    shapes, dims = {}, architecture.dims
+
+    def layer(name, *weight):
+        shapes[f'{name}.weight'], shapes[f'{name}.bias'] = weight, weight[:1]
+
+    for i, (depth, dim) in enumerate(zip(architecture.depths, dims)):
+        convolution, norm = (1, 0) if i else (0, 1)
+        layer(f'downsample_layers.{i}.{convolution}', dim, *((dims[i - 1], 2, 2) if i else (in_channels, 4, 4)))
+        layer(f'downsample_layers.{i}.{norm}', dims[i - 1] if i else dim)
+        for block in (f'stages.{i}.{j}' for j in range(depth)):
+            layer(f'{block}.dwconv', dim, 1, 7, 7)
+            layer(f'{block}.norm', dim)
+            layer(f'{block}.pwconv1', 4 * dim, dim)
+            layer(f'{block}.pwconv2', dim, 4 * dim)
+            shapes.update({f'{block}.gamma': (dim,)} if architecture.generation == 1 else
+                          {f'{block}.grn.gamma': (4 * dim,), f'{block}.grn.beta': (4 * dim,)})
+        layer(f'norm{i}', dim)
+    return shapes
 
 
 def describe(architecture: Architecture) -> str:

@@ -1,4 +1,5 @@
 """ConvNeXt as a backbone: image in, one normalised feature map per stage out."""
+import inspect
 from contextlib import nullcontext
 from typing import Iterable, Mapping, Optional, Sequence, Tuple, Union
 
@@ -6,10 +7,10 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from . import fast_path
 from .architectures import get_architecture
 from .errors import ConfigError
-from .layers import Block, LayerNorm2d, emit, is_watched
-from .mlp import is_traced
+from .layers import Block, LayerNorm2d
 from .registry import MODELS
 from .weights import load_weights
 
@@ -47,14 +48,16 @@ class ConvNeXt(BaseModule):
         out_channels, out_strides: tuples with one entry per emitted map.
 
     Raises:
-        ConfigError: an argument is out of its range; an image has other channels than ``in_channels`` or a side
-            shorter than 32 pixels.
+        ConfigError: an argument is unknown or out of its range; an image is no floating-point tensor, has other
+            channels than ``in_channels`` or a side shorter than 32 pixels.
     """
 
     def __init__(self, arch: Union[str, Mapping] = 'tiny', in_channels: int = 3,
                  out_indices: Sequence[int] = (0, 1, 2, 3), out_norm: bool = True, drop_path_rate: float = 0.,
                  layer_scale_init_value: float = 1., frozen_stages: int = -1, output_stride: int = 32,
-                 checkpointing: str = 'none', init_cfg: Optional[dict] = None):
+                 checkpointing: str = 'none', init_cfg: Optional[dict] = None, **unknown):
+        if unknown:
+            raise ConfigError(_explain(unknown))
         super().__init__(init_cfg=init_cfg)
         self.architecture = get_architecture(arch)
         self.depths, dims, generation, eps = self.architecture
@@ -62,6 +65,10 @@ class ConvNeXt(BaseModule):
         self.out_indices = _check_out_indices(out_indices)
         if generation == 2 and layer_scale_init_value != 1:
             raise ConfigError(f'layer_scale_init_value={layer_scale_init_value}: V2 has no layer scale; leave it out')
+        if not layer_scale_init_value > 0:
+            raise ConfigError(f'layer_scale_init_value={layer_scale_init_value}: at 0 a block would pass on no '
+                              'gradient to its other parameters. Give a positive number (the paper has 1e-6); '
+                              "a network without layer scale is V2: arch='v2_...'")
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f'drop_path_rate lies in [0, 1), not {drop_path_rate}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
@@ -98,22 +105,25 @@ class ConvNeXt(BaseModule):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """(N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i)."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ConfigError(f'expected images as a tensor of floating-point numbers, got {type(x).__name__} of '
+                              f'{getattr(x, "dtype", "no dtype")}; a NumPy image (H, W, C) becomes such a batch by '
+                              'torch.from_numpy(image).permute(2, 0, 1)[None].float()')
         if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 32:
             raise ConfigError(f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, got '
                               f'{tuple(x.shape)}; images with other channels need in_channels to say so')
-        x = x.contiguous(memory_format=torch.channels_last)
+        # Into channels-last memory, by a way that torch.vmap knows.
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
             # No graph through the frozen prefix, even if the image itself asks for gradients.
             with torch.no_grad() if i < self._frozen_downsamplings else nullcontext():
-                x = downsample(x)
+                x = fast_path.downsample(downsample, x)
             with torch.no_grad() if i < self.frozen_stages else nullcontext():
-                # Block by block: a call of the stage would hold its input to the end.
-                alone = is_traced(x) or is_watched(stage) or type(stage) is not nn.Sequential
-                for part in (stage,) if alone else stage:
-                    x = part(x)
+                for step in fast_path.steps(stage, x):
+                    x = step(x)
             if i in self.out_indices:
-                maps.append(emit(getattr(self, f'norm{i}'), x))
+                maps.append(fast_path.emit(getattr(self, f'norm{i}'), x))
         return tuple(maps)
 
     def init_weights(self) -> None:
@@ -141,14 +151,35 @@ class ConvNeXt(BaseModule):
 
 def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     """Sorted, with negative ones counted from the end."""
-    out_indices = tuple(out_indices) if isinstance(out_indices, Iterable) else ()
-    if not out_indices or not all(-NUM_STAGES <= i < NUM_STAGES for i in out_indices):
+    if (not isinstance(out_indices, Iterable) or not (out_indices := tuple(out_indices))
+            or not all(isinstance(i, int) and -NUM_STAGES <= i < NUM_STAGES for i in out_indices)):
         raise ConfigError(f'out_indices, a tuple or list, names one or more of the stages 0 ... {NUM_STAGES - 1} '
-                         f'(or -{NUM_STAGES} ... -1), got {out_indices}')
+                          f'(or -{NUM_STAGES} ... -1), got {out_indices!r}')
     sorted_indices = tuple(sorted(i % NUM_STAGES for i in out_indices))
     if len(set(sorted_indices)) != len(sorted_indices):
         raise ConfigError(f'out_indices {out_indices} names a stage twice')
     return sorted_indices
+
+
+# Arguments of the official code, timm, mmpretrain and mmseg -> how to say the same here.
+OTHER_NAMES = {
+    **dict.fromkeys(('depths', 'dims', 'channels'), 'arch=dict(depths=..., dims=...), or the name of an architecture'),
+    **dict.fromkeys(('in_chans', 'num_channels'), 'in_channels'),
+    **dict.fromkeys(('with_cp', 'use_checkpoint', 'grad_checkpointing'), "checkpointing='mlp' or 'block'"),
+    **dict.fromkeys(('ls_init_value', 'layer_scale'), 'layer_scale_init_value'),
+    **dict.fromkeys(('drop_path', 'stochastic_depth_prob'), 'drop_path_rate'),
+    **dict.fromkeys(('pretrained', 'checkpoint'), "init_cfg=dict(type='Pretrained', checkpoint=...)"),
+    'use_grn': "arch='v2_...'", 'norm_out': 'out_norm', 'norm_cfg': 'nothing, or eps in arch=dict(...)',
+    **dict.fromkeys(('gap_before_final_norm', 'features_only', 'num_classes', 'head_init_scale', 'stem_patch_size',
+                     'linear_pw_conv', 'act_cfg'), 'nothing: leave it out, this backbone has no such choice'),
+}
+
+
+def _explain(unknown: Mapping) -> str:
+    known = ', '.join(list(inspect.signature(ConvNeXt).parameters)[:-1])
+    return 'ConvNeXt has no such argument:\n' + '\n'.join(
+        f'  {name}: here it is {OTHER_NAMES[name]}' if name in OTHER_NAMES else f'  {name}: expected one of {known}'
+        for name in unknown)
 
 
 def _init(module: nn.Module) -> None:

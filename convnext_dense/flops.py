@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .building import build
 from .errors import ConfigError
+from .fast_path import plain_operators
 
 BOXES, MASKS = 1000, 100  # through the box and mask heads, as the published figures of two-stage detectors count
 
@@ -75,7 +76,7 @@ def _count(model: nn.Module, image: torch.Tensor, mode: str) -> Dict[str, Cost]:
     costs = {name: Cost(sum(p.numel() for p in part.parameters()), 0) for name, part in parts.items()}
     costs['rest'] = Cost(sum(p.numel() for p in model.parameters()) - sum(cost.parameters for cost in costs.values()), 0)
     counter = Counter()
-    with torch.no_grad(), ExitStack() as watches, counter:
+    with torch.no_grad(), plain_operators(), ExitStack() as watches, counter:
         for module in model.modules():
             watches.callback(module.register_forward_hook(counter.add_elementwise).remove)
         for name, part in parts.items():

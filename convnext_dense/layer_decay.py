@@ -1,22 +1,28 @@
 """Layer-wise learning-rate decay: parameter name -> layer id -> scale -> parameter group.
 
-The rules are those of the official ConvNeXt code for COCO (``layer_wise``) and ADE20K (``stage_wise``).
+The rules are those of the official ConvNeXt code for COCO (``layer_wise``) and ADE20K
+(``stage_wise``).
 """
 import re
 from collections import Counter
 from typing import Dict, List, Sequence
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
-from mmengine.optim import DefaultOptimWrapperConstructor
-from torch import nn
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from torch import Tensor, distributed, nn
 
 from .backbone import ConvNeXt
 from .errors import ConfigError
 from .registry import OPTIM_WRAPPER_CONSTRUCTORS
 
+FSDP = ()  # of which nothing is an instance, where torch is built without torch.distributed
+if distributed.is_available():
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
 DECAY_TYPES = ('layer_wise', 'stage_wise')
-WRAPPER = re.compile(r'_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.')  # that torch puts into names
+# what torch puts into names
+WRAPPER = re.compile(r'_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.')
+PART = re.compile(r'(downsample_layers\.|stages\.|norm)([0-3])\.(?:(\d+)\.)?')
 BLOCKS_PER_LAYER = 3  # the blocks of the third stage are grouped in threes
 
 
@@ -26,82 +32,107 @@ def default_num_layers(depths: Sequence[int]) -> int:
 
 
 def layer_id(name: str, depths: Sequence[int], decay_type: str, num_layers: int = None) -> int:
-    """Layer of a parameter, 0 (stem) ... num_layers + 1 (heads, and the backbone's output norms).
+    """Layer of a backbone's parameter, 0 (stem) ... num_layers + 1 (output norms, as the heads).
+
+    What is added to a block, a stage or a downsampling has the rate of the layer that it sits in.
+    Added to the third stage itself it follows the blocks, and so has the rate of the last of them.
 
     Args:
-        name: within the backbone, such as ``stages.2.4.pwconv1.weight``; any other name is a head's.
+        name: within the backbone, such as ``stages.2.4.pwconv1.weight``.
         depths: blocks per stage.
-        decay_type: ``layer_wise``: the stem is 0, each stage is one layer together with its downsampling, the third
-            one layer per three blocks (its downsampling shares the first). ``stage_wise``: all downsamplings are 0,
-            stage k is k + 1.
+        decay_type: ``layer_wise``: the stem is 0, each stage is one layer together with its
+            downsampling, the third one layer per three blocks (its downsampling shares the
+            first). ``stage_wise``: all downsamplings are 0, stage k is k + 1.
         num_layers: defaults to what the depths imply.
+
+    Raises:
+        ConfigError: the parameter is in no stage, downsampling or output norm.
     """
     num_layers = num_layers or default_num_layers(depths)
-    match = re.match(r'(downsample_layers|stages)\.(\d)\.(?:(\d+)\.)?', name)
+    match = PART.match(name)
     if not match:
+        raise ConfigError(
+            f'parameter {name!r} of the backbone has no layer, and so no learning rate: expected '
+            'downsample_layers.K.*, stages.K.* or normK.*, K from 0 to 3. Add it to a stage or to '
+            "a block, whose rate it then has, or outside of the backbone for the heads' rate")
+    part, stage = match[1], int(match[2])
+    if part == 'norm':
         return num_layers + 1
-    kind, stage = match[1], int(match[2])
     if decay_type == 'stage_wise':
-        return stage + 1 if kind == 'stages' else 0
-    if kind == 'downsample_layers' and stage == 0:
+        return stage + 1 if part == 'stages.' else 0
+    if part == 'downsample_layers.' and stage == 0:
         return 0
-    block = int(match[3]) if kind == 'stages' else 0
+    last = depths[2] - 1
+    block = min(int(match[3] or last), last) if part == 'stages.' else 0
     return (1, 2, 3 + block // BLOCKS_PER_LAYER, num_layers)[stage]
 
 
 def lr_scale(layer: int, decay_rate: float, num_layers: int) -> float:
-    """Factor on the base learning rate: 1 for the heads, times ``decay_rate`` per layer below them."""
+    """Factor on the base learning rate: 1 for the heads, times ``decay_rate`` per layer below."""
     return decay_rate**(num_layers + 1 - layer)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Optimiser with one parameter group per layer, and per layer one without weight decay (biases and 1-D tensors, as in the official code).
+    """Optimiser with two parameter groups per layer, with and without weight decay.
+
+    Biases and 1-D tensors have none, as in the official code. What counts is the shape of the whole
+    parameter: FSDP has cut them all into flat pieces before the optimiser is built.
 
     Used as ``optim_wrapper=dict(constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise'))``. Groups are named ``layer_{id}_{decay|no_decay}``
-    and carry ``lr``, ``lr_scale``, ``weight_decay`` and ``param_names``. Backbones are found by their type, wherever
-    they sit in the model; several (teacher and student) have to be of the same depths.
+    paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise'))``. Groups are named
+    ``layer_{id}_{decay|no_decay}`` and carry ``lr``, ``lr_scale``, ``weight_decay`` and
+    ``param_names``. Backbones are known by their type, wherever they sit in the model; several
+    (teacher and student) have to be of the same depths. All outside of them is the heads' layer.
 
     paramwise_cfg:
         decay_rate: factor per layer, in (0, 1].
         decay_type: ``layer_wise`` (official on COCO) or ``stage_wise`` (official on ADE20K).
-        num_layers: defaults to what the depths imply; it may not be smaller, since layers would then share a rate or
-            exceed the heads'.
-        custom_keys: as in MMEngine, part of a name -> ``dict(lr_mult=..., decay_mult=...)``, on top of the layer's own
-            values; of several that fit the longest counts.
+        num_layers: defaults to what the depths imply; it may not be smaller, since layers would
+            then share a rate or exceed the heads'.
+        custom_keys: as in MMEngine, part of a name -> ``dict(lr_mult=..., decay_mult=...)``, on
+            top of the layer's values; of several that fit the longest counts.
 
     Raises:
-        ConfigError: a key is missing, unknown or out of range, or a custom key fits no parameter; the model has no
-            ConvNeXt, or several that differ.
+        ConfigError: a key is missing, unknown or out of range, or a custom key fits no parameter;
+            the model has no ConvNeXt, or several that differ; a parameter that is trained sits
+            nowhere in its backbone; FSDP hides shapes, as it does with ``use_orig_params=False``.
     """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        # Before MMEngine unwraps the model: FSDP's root knows what is in no inner unit.
+        self._dims = _unsharded_dims(model)
+        return super().__call__(model)
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
-        # Also covers an empty paramwise_cfg, with which MMEngine would build one flat group without a word.
-        if not {'decay_rate', 'decay_type'} <= set(cfg) <= {'decay_rate', 'decay_type', 'num_layers', 'custom_keys'}:
-            raise ConfigError('paramwise_cfg needs decay_rate and decay_type, may have num_layers and custom_keys, and '
-                              f'takes nothing else; got {dict(cfg)}')
+        needed, optional = {'decay_rate', 'decay_type'}, {'num_layers', 'custom_keys'}
+        # Also covers an empty paramwise_cfg, with which MMEngine would build one flat group
+        # without a word.
+        if not needed <= set(cfg) <= needed | optional:
+            raise ConfigError('paramwise_cfg needs decay_rate and decay_type, may have num_layers '
+                              f'and custom_keys, and takes nothing else; got {dict(cfg)}')
         if cfg['decay_type'] not in DECAY_TYPES:
             raise ConfigError(f'decay_type is one of {DECAY_TYPES}, not {cfg["decay_type"]!r}')
         if not 0 < cfg['decay_rate'] <= 1:
             raise ConfigError(f'decay_rate lies in (0, 1], not {cfg["decay_rate"]}')
         for key, change in cfg.get('custom_keys', {}).items():
             if not set(change) <= {'lr_mult', 'decay_mult'}:
-                raise ConfigError(f'custom_keys: {key!r} takes lr_mult and decay_mult, not {dict(change)}')
+                raise ConfigError(
+                    f'custom_keys: {key!r} takes lr_mult and decay_mult, not {dict(change)}')
         if self.base_lr is None or self.base_wd is None:
             raise ConfigError('the optimizer of a layer-decay recipe needs lr and weight_decay')
 
     def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
         """Fill ``params`` with the groups, in the order of ``module.named_parameters()``."""
-        if is_model_wrapper(module):
-            module = module.module
         prefixes, depths = _find_backbones(module)
         implied = default_num_layers(depths)
         num_layers = self.paramwise_cfg.get('num_layers', implied)
         if not isinstance(num_layers, int) or num_layers < implied:
-            raise ConfigError(f'num_layers={num_layers} is too small, or no integer, for depths {depths}, which make {implied} '
-                              'layers: some would share a rate or exceed that of the heads. Leave it out')
+            raise ConfigError(
+                f'num_layers={num_layers} is too small, or no integer, for depths {depths}, which '
+                f'make {implied} layers: some would share a rate or exceed that of the heads. '
+                'Leave it out')
         decay_rate, decay_type = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['decay_type']
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
 
@@ -111,47 +142,78 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if not parameter.requires_grad:
                 continue
             clean = WRAPPER.sub('', name)
-            own_name = next((clean[len(prefix):] for prefix in prefixes if clean.startswith(prefix)), 'head')
-            layer = layer_id(own_name, depths, decay_type, num_layers)
-            decays = parameter.dim() != 1 and not name.endswith('.bias')
+            prefix = next((prefix for prefix in prefixes if clean.startswith(prefix)), None)
+            layer = num_layers + 1  # the heads
+            if prefix is not None:
+                layer = layer_id(clean[len(prefix):], depths, decay_type, num_layers)
+            decays = self._dims[parameter] != 1 and not name.endswith('.bias')
             custom = max((key for key in custom_keys if key in clean), key=len, default='')
             unused.discard(custom)
-            key = f'layer_{layer}_{"decay" if decays else "no_decay"}' + (f'_{custom}' if custom else '')
+            key = f'layer_{layer}_{"decay" if decays else "no_decay"}'
+            key += f'_{custom}' if custom else ''
             if key not in groups:
                 change = custom_keys.get(custom, {})
                 scale = lr_scale(layer, decay_rate, num_layers) * change.get('lr_mult', 1.)
                 decay = self.base_wd * change.get('decay_mult', 1.) if decays else 0.
-                groups[key] = dict(weight_decay=decay, params=[], param_names=[], lr_scale=scale, group_name=key,
-                                   lr=self.base_lr * scale)
+                groups[key] = dict(weight_decay=decay, params=[], param_names=[], lr_scale=scale,
+                                   group_name=key, lr=self.base_lr * scale)
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
         if unused:
-            raise ConfigError(f'custom_keys: no parameter that is trained has {", ".join(map(repr, sorted(unused)))} in '
-                              'its name, or a longer key fits all that have')
+            raise ConfigError(
+                'custom_keys: no parameter that is trained has '
+                f'{", ".join(map(repr, sorted(unused)))} in its name, or a longer key fits all '
+                'that have')
         params.extend(groups.values())
-        print_log(f'{decay_type} learning-rate decay {decay_rate}, {num_layers} layers\n{format_groups(params)}',
-                  logger='current')
+        print_log(f'{decay_type} learning-rate decay {decay_rate}, {num_layers} layers\n'
+                  f'{format_groups(params)}', logger='current')
+
+
+def _unsharded_dims(model: nn.Module) -> Dict[Tensor, int]:
+    """Parameter -> number of its dimensions when it is whole.
+
+    FSDP's shards are flat or empty; the shapes stand in torch's FlatParameter, in 2.1 as today.
+    ``summon_full_params`` would show them as well, but it gathers every parameter, and in torch 2.1
+    it leaves inner units out without a word and needs a GPU. DTensors, as FSDP2's, are no matter:
+    their shape is the whole parameter's.
+    """
+    dims = {}
+    for unit in model.modules():
+        flat = unit._flat_param if isinstance(unit, FSDP) else None
+        if flat is not None:
+            dims.update((p, len(shape)) for p, shape in zip(flat._params or (), flat._shapes))
+    for name, parameter in model.named_parameters():
+        if getattr(parameter, '_fsdp_flattened', False) and parameter not in dims:
+            raise ConfigError(
+                f'layer-wise decay needs the whole shape of {name}, and FSDP hides it: wrap with '
+                'use_orig_params=True, and build the optimizer from the outermost module')
+        dims.setdefault(parameter, parameter.dim())
+    return dims
 
 
 def _find_backbones(model: nn.Module):
     """Prefixes with a trailing dot, and the depths that all have."""
-    found = {WRAPPER.sub('', f'{name}.' if name else ''): module.depths
-             for name, module in model.named_modules() if isinstance(module, ConvNeXt)}
-    if len(set(found.values())) != 1:
-        raise ConfigError('layer-wise decay needs a convnext_dense.ConvNeXt in the model, or several of the same depths; '
-                          f'found {found or "none"} in {type(model).__name__}')
-    return list(found), next(iter(found.values()))
+    backbones = {WRAPPER.sub('', f'{name}.' if name else ''): module.depths
+                 for name, module in model.named_modules() if isinstance(module, ConvNeXt)}
+    if len(set(backbones.values())) != 1:
+        raise ConfigError(
+            'layer-wise decay needs a convnext_dense.ConvNeXt in the model, or several of the '
+            f'same depths; got {backbones or "none"} in {type(model).__name__}')
+    return list(backbones), next(iter(backbones.values()))
 
 
 def format_groups(groups: List[dict]) -> str:
-    """One line per layer: learning rate, scale, and how many tensors with and without weight decay."""
+    """One line per layer: learning rate, scale, and how many tensors are decayed or not."""
     layers = {}
     for group in groups:
-        layer, kind, custom = re.fullmatch(r'layer_(\d+)_(no_decay|decay)_?(.*)', group['group_name']).groups()
-        row = layers.setdefault((int(layer), custom), Counter(lr=group['lr'], lr_scale=group['lr_scale']))
+        layer, kind, custom = re.fullmatch(r'layer_(\d+)_(no_decay|decay)_?(.*)',
+                                           group['group_name']).groups()
+        row = layers.setdefault((int(layer), custom),
+                                Counter(lr=group['lr'], lr_scale=group['lr_scale']))
         row[kind] += len(group['params'])
     lines = ['(tensors with and without weight decay; layer 0 is the stem, the last the heads)',
              f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}']
-    lines += [f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} {row["no_decay"]:>5}  {custom}'.rstrip()
+    lines += [f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} '
+              f'{row["no_decay"]:>5}  {custom}'.rstrip()
               for (layer, custom), row in sorted(layers.items())]
     return '\n'.join(lines)

@@ -1,9 +1,11 @@
 """The backbone and its options; test_parity.py compares it with other implementations."""
+import numpy as np
 import torch
 from pytest import mark, raises
 
 from conftest import randomise
 from convnext_dense import ARCHITECTURES, ConfigError, ConvNeXt
+from convnext_dense.architectures import parameter_shapes
 
 # recipes' "dense" column: trunk and norm0-3
 DENSE_PARAMETERS = dict(
@@ -17,6 +19,13 @@ def test_parameter_counts():
     with torch.device('meta'):
         counts = {arch: sum(p.numel() for p in ConvNeXt(arch).parameters()) for arch in ARCHITECTURES}
     assert counts == DENSE_PARAMETERS
+
+
+@mark.parametrize('arch', ARCHITECTURES)
+def test_shapes_follow_from_the_architecture(arch):
+    with torch.device('meta'):
+        shapes = {name: tuple(value.shape) for name, value in ConvNeXt(arch, in_channels=5).state_dict().items()}
+    assert parameter_shapes(ARCHITECTURES[arch], 5) == shapes
 
 
 def test_every_norm_has_the_eps_of_its_architecture():
@@ -128,6 +137,12 @@ def test_drop_path_follows_the_line_and_keeps_the_mean():
     (dict(frozen_stages=5), 'frozen_stages'), (dict(output_stride=4), 'output_stride'),
     (dict(checkpointing='all'), 'checkpointing'), (dict(arch='v2_atto', layer_scale_init_value=1e-6), 'no layer scale'),
     (dict(arch=dict(depths=[1] * 4, dims=[8] * 4, generation=3)), 'generation'),
+    (dict(out_indices=3), 'got 3$'), (dict(layer_scale_init_value=0.), 'V2'),
+    (dict(depths=(3, 3, 9, 3)), r'depths: here it is arch=dict\(depths'),
+    (dict(dims=(96, 192, 384, 768)), r'dims: here it is arch=dict\(depths'),
+    (dict(with_cp=True), "with_cp: here it is checkpointing='mlp' or 'block'"),
+    (dict(gap_before_final_norm=False), 'gap_before_final_norm: here it is nothing: leave it out'),
+    (dict(out_index=3), 'out_index: expected one of arch, in_channels, .*init_cfg'),
 ])
 def test_wrong_arguments_are_refused(kwargs, message):
     with raises(ConfigError, match=message):
@@ -138,6 +153,12 @@ def test_wrong_arguments_are_refused(kwargs, message):
 def test_wrong_images_are_refused(shape):
     with raises(ConfigError, match='expected images'):
         ConvNeXt('atto')(torch.randn(shape))
+
+
+@mark.parametrize('image', [np.zeros((64, 64, 3), np.uint8), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
+def test_images_that_are_no_floating_point_tensors_are_refused(image):
+    with raises(ConfigError, match=r'torch.from_numpy\(image\)'):
+        ConvNeXt('atto')(image)
 
 
 def test_other_image_channels():

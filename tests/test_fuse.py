@@ -9,14 +9,13 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pytest import mark, raises
 
-import convnext_dense.mlp
-from convnext_dense import ConfigError, ConvNeXt, fuse
+from convnext_dense import ConfigError, ConvNeXt, fast_path, fuse
 from convnext_dense.building import build
 
 
 @pytest.fixture(autouse=True)
 def small_maps_in_runs(monkeypatch):
-    monkeypatch.setattr(convnext_dense.mlp, 'FEW_VALUES', 0)
+    monkeypatch.setattr(fast_path, 'FEW_VALUES', 0)
 
 
 def errors(maps, expected):
@@ -62,6 +61,17 @@ def test_whole_models_predict_the_same(task):
         fused.train()
 
 
+def test_gradient_of_the_image_is_the_models():
+    net = randomise(ConvNeXt('v2_atto'))
+    image, grads = torch.randn(1, 3, 64, 64), []
+    for model in (net, fuse(net)):
+        own = image.clone().requires_grad_()
+        sum(fmap.square().sum() for fmap in model(own)).backward()
+        grads.append(own.grad)
+        assert all(parameter.requires_grad == (model is net) for parameter in model.parameters())
+    assert (grads[0] - grads[1]).norm() < 1e-4 * grads[0].norm()
+
+
 def test_saved_and_loaded():
     net, image = randomise(ConvNeXt('v2_atto')), torch.randn(1, 3, 64, 64)
     fused, other, file = fuse(net), fuse(ConvNeXt('v2_atto')), io.BytesIO()
@@ -83,8 +93,6 @@ def test_what_it_refuses():
         fuse(torch.nn.Conv2d(3, 3, 1))
     with raises(ConfigError, match='that is not fused'):
         fuse(fused)
-    with raises(ConfigError, match='computes no gradients'):
-        fused(image.requires_grad_())
     for strict in (True, False):  # MMEngine loads with strict=False
         with raises(ConfigError, match='stages.0.0 are not folded'):
             fused.load_state_dict(net.state_dict(), strict=strict)

@@ -1,7 +1,10 @@
 """What importing costs, and that types resolve in a fresh process."""
+import ast
 import importlib.util
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 from pytest import mark
 
@@ -34,3 +37,43 @@ assert HOOKS.get('convnext_dense.CheckpointHook')
 
 def test_public_names_exist():
     assert all(hasattr(convnext_dense, name) for name in convnext_dense.__all__)
+
+
+def test_a_missing_requirement_of_mmengine_is_not_taken_for_mmengine():
+    code = 'import sys; sys.modules["addict"] = None; import convnext_dense'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode and 'addict' in result.stderr and 'install onedl-mmengine' not in result.stderr
+
+
+def _modules():
+    """Every module of the package: name -> path."""
+    root = Path(convnext_dense.__file__).parent
+    return {'.'.join(('convnext_dense', *path.relative_to(root).with_suffix('').parts)).removesuffix('.__init__'): path
+            for path in root.rglob('*.py')}
+
+
+def test_no_circle_of_imports():
+    """Imports within functions count as well."""
+    modules = _modules()
+    imported = {name: set() for name in modules}
+    for name, path in modules.items():
+        package = name if path.name == '__init__.py' else name.rpartition('.')[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = '.'.join(package.split('.')[:len(package.split('.')) - node.level + 1])
+                base = f'{base}.{node.module}' if node.module else base
+                names = {f'{base}.{alias.name}' for alias in node.names}
+                imported[name] |= {target if target in modules else base for target in names} - {package}
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {alias.name for alias in node.names} | {getattr(node, 'module', None)}
+                imported[name] |= names & set(modules)
+    assert imported['convnext_dense.backbone'] >= {'convnext_dense.weights', 'convnext_dense.fast_path'}
+    TopologicalSorter(imported).prepare()  # raises CycleError with the circle
+
+
+def test_no_function_hides_a_module():
+    for name in _modules():
+        parent, _, child = name.rpartition('.')
+        if parent:
+            importlib.import_module(name)
+            assert getattr(sys.modules[parent], child) is sys.modules[name], name

@@ -551,3 +551,11 @@ def test_convert_weights_tool(tmp_path, exits):
     assert 'WeightsError' in exits('tools/convert_weights.py', tmp_path / 'absent.pth')
     assert 'SOURCE is missing' in exits('tools/convert_weights.py')
     assert 'ends in .pth or .safetensors' in exits('tools/convert_weights.py', 'tiny_in1k', 'out.bin')
+
+
+def test_a_preset_of_another_architecture_is_not_fetched(monkeypatch):
+    monkeypatch.setattr(presets, 'fetch', lambda source: pytest.fail('it was fetched'))
+    for checkpoint in ('tiny_in1k', PRESETS['tiny_in1k'].source):
+        net = ConvNeXt('atto', init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+        with pytest.raises(WeightsError, match="tiny_in1k was not fetched: .*'tiny', this network is 'atto'"):
+            net.init_weights()

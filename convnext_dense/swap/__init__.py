@@ -1,7 +1,7 @@
 """The backbone of a config, replaced by ConvNeXt: find it, measure it, plan the changes, prove them, write them."""
 from .editing import Absent, Change, dotted
 from .finding import find_config
-from .plan import Swap, allow_unused, plan, swap_backbone
+from .planning import Swap, allow_unused, plan, swap_backbone
 from .proof import Proof, prove
 from .writing import write_config
 

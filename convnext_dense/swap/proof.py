@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..weights import load_weights
 from .finding import at
 from .editing import dotted
-from .plan import Swap
+from .planning import Swap
 
 # Height and width of the image, pixels: the first that a model can do with. Pedestrians are higher than wide.
 SIZES = (128, 128), (256, 128), (320, 320), (512, 512)

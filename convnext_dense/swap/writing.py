@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .finding import at, read_config
 from .editing import Absent
-from .plan import Swap
+from .planning import Swap
 
 WIDTH = 120
 

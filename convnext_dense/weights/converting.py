@@ -6,7 +6,7 @@ from typing import Dict, Mapping, NamedTuple, Tuple, Union
 import torch
 from torch import Tensor
 
-from ..architectures import Architecture, describe
+from ..architectures import Architecture, describe, parameter_shapes
 from ..errors import WeightsError
 from . import layouts, loading, reading
 
@@ -72,15 +72,14 @@ def convert(source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours', ba
 
 def _check(found, architecture, where):
     """All four stages, each tensor known and of its shape; of the output norms some, each with weight and bias."""
-    from ..backbone import ConvNeXt  # which imports this package
     given = {name: value for name, value in found.tensors.items() if not name.startswith(tuple(loading.CLASSIFIER))}
     stem = getattr(given.get(loading.STEM), 'shape', ())
     if architecture is None or min(architecture.dims) == 0 or len(stem) != 4 or stem[1] == 0:
         raise WeightsError(f'{where} ({found.layout.name}) does not hold all of a ConvNeXt: stem and four stages')
     if max(architecture.dims) > 2**16:
         raise WeightsError(f'{where} ({found.layout.name}) has widths of {architecture.dims}, which are none')
-    with torch.device('meta'):
-        own = ConvNeXt(architecture._asdict(), stem[1]).state_dict()
+    own = {name: torch.empty(shape, device='meta')
+           for name, shape in parameter_shapes(architecture, stem[1]).items()}
     problems = loading.compare(own, given)
     pairs = {name for name in own if loading.OUTPUT_NORM.fullmatch(name)
              and f'{name.partition(".")[0]}.weight' not in given and f'{name.partition(".")[0]}.bias' not in given}

@@ -9,7 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..architectures import Architecture, describe
+from ..architectures import Architecture, describe, get_architecture
 from ..errors import WeightsError
 from . import layouts, presets, reading
 
@@ -63,11 +63,15 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]],
             type or not finite. Nothing has been changed then. Only the output norms ``norm0`` ... ``norm3`` may be
             missing, and only together: a lone ``norm3`` is a classifier's and is dropped, unless it is the only map's.
     """
-    from ..backbone import ConvNeXt  # which imports this module
     net = getattr(net, '_orig_mod', net)  # of torch.compile
-    if not isinstance(net, ConvNeXt):
+    # Told by its architecture: the backbone imports this module, so its class cannot be asked for.
+    if not isinstance(getattr(net, 'architecture', None), Architecture):
         raise WeightsError('expected a convnext_dense.ConvNeXt, such as model.backbone, not a '
                            f'{type(net).__module__}.{type(net).__name__}')
+    preset = presets.find(source)
+    if preset and not _same(get_architecture(presets.PRESETS[preset].arch), net.architecture):
+        raise WeightsError(f'{preset} was not fetched: ' + _other_architecture(
+            get_architecture(presets.PRESETS[preset].arch), net.architecture))
     tensors, where, _ = read(source)
     own = net.state_dict()
     values, report = match(net, tensors, where, inflate)
@@ -154,8 +158,7 @@ def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tens
         raise WeightsError('source is a path, a URL, a preset or a state dict (of a module: module.state_dict()), not a '
                            f'{type(source).__name__}')
     source, path = str(source), Path(source)
-    where = source
-    source = next((name for name, preset in presets.PRESETS.items() if preset.source == source), source)
+    where, source = source, presets.find(source) or source
     if source in presets.PRESETS:
         where = f'preset {source} (licence: {presets.PRESETS[source].licence})'
         path = presets.fetch(presets.PRESETS[source].source)
@@ -179,9 +182,8 @@ def _inflated(stem: Tensor, bands: int, inflate: str) -> Tensor:
 
 
 def _likely_cause(net: nn.Module, found: Optional[Architecture], problems: Mapping[str, List[str]]) -> str:
-    if found and found != net.architecture._replace(eps=found.eps):
-        return (f'The source is a ConvNeXt {describe(found)}, this network is {describe(net.architecture)}: set arch, or take '
-                'other weights.')
+    if found and not _same(found, net.architecture):
+        return _other_architecture(found, net.architecture)
     if any('stem.2.' in name or 'downsample_layers.0.2.' in name for name in problems['unknown']):
         return "The source has an overlapping stem of two or more convolutions (timm's _ols): it is another network."
     if 'downsample_layers.0.1.bias' in problems['missing']:
@@ -190,6 +192,16 @@ def _likely_cause(net: nn.Module, found: Optional[Architecture], problems: Mappi
         return ('The source has norms for some of the maps that this network emits, and not for all: give out_indices '
                 'as it had, or delete its norm0 ... norm3 to start them afresh.')
     return 'Was it changed, or is it from a modified ConvNeXt?'
+
+
+def _same(a: Architecture, b: Architecture) -> bool:
+    """Of the same tensors; eps has none."""
+    return a == b._replace(eps=a.eps)
+
+
+def _other_architecture(source: Architecture, network: Architecture) -> str:
+    return (f'The source is a ConvNeXt {describe(source)}, this network is {describe(network)}: '
+            'set arch, or take other weights.')
 
 
 def few(names: List[str]) -> str:

@@ -80,6 +80,11 @@ PRESETS: Dict[str, Preset] = {
 }
 
 
+def find(source) -> Optional[str]:
+    """The preset that ``source`` names or is the URL of; None for anything else."""
+    return next((name for name, preset in PRESETS.items() if source in (name, preset.source)), None)
+
+
 def published_sha256(source: str) -> str:
     """The first digits of the file's SHA-256, where its name carries them as torch.hub's convention has it; or ''."""
     match = re.search(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$', source.partition('?')[0])  # not a date
