@@ -3,12 +3,13 @@
 # make test-slow      the checks that take longer: overfitting, interrupted training, the README's commands
 # make test-upstream  the same suite beside the frozen upstream OpenMMLab packages (Python 3.10 or 3.11)
 # make benchmark      speed and memory beside other implementations; writes docs/benchmark
+# make gpu            checks the package on the GPU and times it; writes docs/benchmark/gpu.md
 # make census         swaps the backbone of every config of mmdet and mmseg; writes docs/census.md
 # make demo-seeds     the demo with three seeds; writes docs/demo.md
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: benchmark census demo demo-seeds test test-slow test-upstream
+.PHONY: benchmark census demo demo-seeds gpu test test-slow test-upstream
 
 demo: .venv/.ready
 	$(RUN) tools/demo.py
@@ -18,6 +19,9 @@ demo-seeds: .venv/.ready
 
 benchmark: .venv/.ready
 	$(RUN) tools/benchmark.py --out docs/benchmark
+
+gpu: .venv/.ready
+	$(RUN) -m convnext_dense.evaluation.gpu_check --out docs/benchmark
 
 census: .venv/.ready
 	$(RUN) tools/census.py

@@ -4,10 +4,16 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # the cores have a test process each
+
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -116,6 +122,24 @@ def run(*command, ok=True, cwd=ROOT, **kwargs):
     output = process.communicate()[0]
     assert (process.returncode == 0) == ok, output[-4000:]
     return output
+
+
+def two_processes(work, folder):
+    """``work(rank)`` in two processes of one gloo group, one thread each. Raises what one of them raises."""
+    processes, deadline = mp.spawn(_in_group, (work, str(folder)), nprocs=2, join=False), time.monotonic() + 300
+    while not processes.join(timeout=5):
+        if time.monotonic() > deadline:
+            for process in processes.processes:
+                process.kill()
+            raise TimeoutError('the two processes wait for each other')
+
+
+def _in_group(rank, work, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    work(rank)
+    dist.barrier()
+    os._exit(0)  # gloo's threads may wait for each other for ever while the interpreter ends
 
 
 @pytest.fixture

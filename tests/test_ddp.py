@@ -1,11 +1,9 @@
 """Two processes, find_unused_parameters=False: every choice of maps, frozen stages and checkpointing gets its gradients."""
 import itertools
-import os
-import time
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from conftest import two_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,9 +13,7 @@ MAPS = [maps for count in (1, 2, 3, 4) for maps in itertools.combinations(range(
 CASES = list(itertools.product(MAPS, range(-1, 5), ('none', 'mlp', 'block'), (1, 2)))
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+def work(rank):
     for out_indices, frozen_stages, checkpointing, generation in CASES:
         torch.manual_seed(0)
         net = ConvNeXt(dict(depths=(1, 1, 2, 1), dims=(4, 8, 8, 8), generation=generation), out_indices=out_indices,
@@ -33,8 +29,6 @@ def work(rank, folder):
         other = mine.clone()
         dist.broadcast(other, 0)
         assert torch.equal(mine, other), case  # both processes have the mean of their gradients
-    dist.barrier()
-    os._exit(0)  # gloo's threads may wait for each other for ever while the interpreter takes itself apart
 
 
 class Model(nn.Module):
@@ -51,9 +45,4 @@ class Model(nn.Module):
 
 def test_every_combination_under_ddp(tmp_path):
     assert len(CASES) == 15 * 6 * 3 * 2
-    processes, deadline = mp.spawn(work, (str(tmp_path),), nprocs=2, join=False), time.monotonic() + 300
-    while not processes.join(timeout=5):  # raises what a process raised
-        if time.monotonic() > deadline:
-            for process in processes.processes:
-                process.kill()
-            raise TimeoutError('the two processes wait for each other')
+    two_processes(work, tmp_path)

@@ -1,12 +1,10 @@
 """Two processes under FSDP: rates and weight decay are those of the model that is not wrapped."""
-import os
-import time
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from conftest import two_processes
 from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
@@ -124,20 +122,10 @@ def fsdp2():
     assert build(model)[1] == expected
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+def work(rank):
     for check in (every_rate_and_decay, hidden_shapes_are_refused, fsdp2):
         check()
-    dist.barrier()
-    os._exit(0)  # gloo's threads may wait for each other for ever while the interpreter ends
 
 
 def test_groups_under_fsdp(tmp_path):
-    processes = mp.spawn(work, (str(tmp_path),), nprocs=2, join=False)
-    deadline = time.monotonic() + 300
-    while not processes.join(timeout=5):  # raises what a process raised
-        if time.monotonic() > deadline:
-            for process in processes.processes:
-                process.kill()
-            raise TimeoutError('the two processes wait for each other')
+    two_processes(work, tmp_path)

@@ -17,6 +17,7 @@ from conftest import DEMO, ROOT, run, start
 from contestant import Contestant
 from demo_data import SHAPES, STUFF
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
@@ -25,6 +26,8 @@ from convnext_dense.pictures import distinct_colours, overlay, save_labels, with
 
 NAMES = (*STUFF, *SHAPES)
 STREET = 'configs/demo/upernet_convnext-atto_street.py'
+ABOUT = dict(
+    batch=1, data='d', hardware='h', threads=1, torch='t', command='c', commit='', python='3')
 
 
 def config(tmp_path, path, root, **arguments):
@@ -61,12 +64,60 @@ def test_scores_are_those_of_the_saved_label_maps(scenes, tmp_path):
     inside, rows, columns = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     with np.errstate(invalid='ignore'):
         iou, acc = 100 * inside / (rows + columns - inside), 100 * inside / rows
-    assert found['metrics'] == pytest.approx(dict(mIoU=np.nanmean(iou), mAcc=np.nanmean(acc), aAcc=100 * inside.sum() / matrix.sum()), abs=1e-3)
+    right = inside.sum() / matrix.sum()
+    expected = dict(mIoU=np.nanmean(iou), mAcc=np.nanmean(acc), aAcc=100 * right)
+    assert found['metrics'] == pytest.approx(expected, abs=.006)  # IoUMetric rounds
     assert [found['per_class'][name]['IoU'] for name in NAMES] == pytest.approx(list(iou), abs=1e-3)
     start = time.perf_counter()
     assert 0 < sum(one.seconds()) <= time.perf_counter() - start and min(one.batch_seconds()) > 0 and one.memory() > 1e6
     before = one.model.test_cfg
     assert 0 <= one.tta_score()['metrics']['mIoU'] <= 100 and one.model.test_cfg is before
+
+
+class Correct(BaseMetric):
+    """A metric of a user's: the share of pixels that are right."""
+
+    def process(self, data_batch, data_samples):
+        for sample in data_samples:
+            right = sample['pred_sem_seg']['data'] == sample['gt_sem_seg']['data']
+            self.results.append(right.float().mean())
+
+    def compute_metrics(self, results):
+        return dict(correct=float(sum(results) / len(results)), about='a text')
+
+
+def test_scores_are_those_of_the_test_tool(scenes, tmp_path):
+    init_default_scope('mmseg')
+    cfg = Config.fromfile(ROOT / DEMO['ade'])
+    cfg.test_dataloader.num_workers = 0
+    cfg.test_dataloader.dataset.update(data_root=str(scenes / 'ade'), indices=[2, 3])  # 2 has 255
+    cfg.test_evaluator = [dict(
+        type='IoUMetric', ignore_index=1, iou_metrics=['mIoU', 'mFscore'], nan_to_num=0)]
+    cfg.dump(tmp_path / 'config.py')
+    path = checkpoint(tmp_path, cfg)[1]
+    contestant = Contestant(str(tmp_path / 'config.py'), path, False, str(tmp_path), 'cpu', 1, 1)
+    scores = [contestant.score()]
+    run('tools/test.py', tmp_path / 'config.py', path, '--work-dir', tmp_path / 'test')
+    expected = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
+    names = ['mIoU', 'mAcc', 'mFscore', 'mPrecision', 'mRecall', 'aAcc']
+    assert list(scores[0]['metrics'].items()) == [(name, expected[name]) for name in names]
+    classes = [values['IoU'] for values in scores[0]['per_class'].values()]
+    assert np.mean(classes) == pytest.approx(expected['mIoU'], abs=.006)  # which is rounded
+
+    for evaluator in (dict(type='IoUMetric'), dict(type=Correct)):
+        contestant.cfg.test_evaluator = evaluator
+        scores.append(contestant.score())
+    assert abs(scores[1]['metrics']['aAcc'] - expected['aAcc']) > 1
+    assert list(scores[2]['metrics']) == ['correct'] and not scores[2]['per_class']
+    rows = [dict(contestant.facts, **score, name=f'model{i}', is_fused=False, folder='',
+                 examples=[], meaning='m', memory=1e6, seconds=[.1], batch_seconds=[.1])
+            for i, score in enumerate(scores)]
+    page.write(rows, ABOUT, tmp_path)
+    assert '<th>mRecall</th><th>aAcc</th><th>correct</th>' in (tmp_path / 'index.html').read_text()
+    for evaluator in (None, dict(type='DumpResults', out_file_path=f'{tmp_path}/results.pkl')):
+        contestant.cfg.test_evaluator = evaluator
+        with pytest.raises(ConfigError, match='its config has no test_evaluator|no figures'):
+            contestant.score()
 
 
 def test_detectors_take_part_by_their_precision(scenes, tmp_path):
@@ -105,7 +156,7 @@ def test_labels_that_are_no_classes_and_other_numbers_of_classes(scenes, tmp_pat
     assert ade.test_dataloader.dataset.type == 'ADE20KDataset' and ade.test_dataloader.dataset.data_prefix.img_path == 'images'
 
 
-def test_what_is_ignored_is_what_the_command_line_says(scenes, tmp_path):
+def test_what_is_ignored_is_what_the_command_line_says(scenes, tmp_path, exits):
     for ignored, expected in (((), None), ((7, 9), [7, 9])):
         cfg = config(tmp_path, STREET, scenes / 'ade', classes=NAMES, ignored=ignored, training=True)
         steps = [step for step in cfg.test_dataloader.dataset.pipeline if 'IgnoreLabels' in step['type']]
@@ -113,6 +164,28 @@ def test_what_is_ignored_is_what_the_command_line_says(scenes, tmp_path):
         assert [step['labels'] for step in steps] == [group[0]['labels'] for group in groups] == ([expected] if expected else [])
     cfg = config(tmp_path, STREET, scenes / 'ade')
     assert cfg.test_dataloader.dataset.pipeline[3].labels == [11] and cfg.model.decode_head.num_classes == 11
+    output = exits(ROOT / 'tools/benchmark_segmentation.py', 'm.py', '--ignore', 3)
+    assert '--classes and --ignore are of the labels in --data-root' in output
+
+
+def test_what_evaluator_and_heads_ignore_is_unknown(scenes, tmp_path):
+    cfg = config(tmp_path, STREET, scenes / 'ade', classes=NAMES[:6], training=True)
+    for split in ('test', 'train'):
+        with pytest.raises(ConfigError, match=' 6 .* is not one of the 6 classes'):
+            label_folder.check(cfg, split)
+    assert label_folder.meaning(cfg).endswith('unknown: 255')
+    cfg.test_evaluator.ignore_index = cfg.model.decode_head.ignore_index = 6
+    label_folder.check(cfg, 'test')
+    assert 'unknown: 6; 255 is not ignored by the test_evaluator' in label_folder.meaning(cfg)
+    with pytest.raises(ConfigError, match=' 255 .* is not one of the 6 classes'):
+        label_folder.check(cfg, 'train')
+    for training, message in ((False, 'the test_evaluator of the config ignores 3'),
+                              (True, 'the model of the config ignores 3')):
+        cfg = Config.fromfile(ROOT / STREET)
+        part = cfg.model.decode_head if training else cfg.test_evaluator
+        part.ignore_index = 3
+        with pytest.raises(ConfigError, match=f'--ignore turns labels into 255, and {message}'):
+            label_folder.put(cfg, scenes / 'ade', NAMES, [9], training)
 
 
 def test_checkpoints_of_other_models_are_refused(scenes, tmp_path):
@@ -209,6 +282,6 @@ def test_colours_and_legends(tmp_path):
 
 def test_names_are_escaped_and_failures_shown(tmp_path):
     rows = [dict(name='<b>', error='it <failed>', is_fused=False)]
-    page.write(rows, dict(batch=1, data='d', hardware='h', threads=1, torch='t', command='c', commit='', python='3'), tmp_path)
+    page.write(rows, ABOUT, tmp_path)
     shown = (tmp_path / 'index.html').read_text()
     assert '&lt;b&gt;' in shown and 'it &lt;failed&gt;' in shown and '<b>' not in shown

@@ -35,6 +35,7 @@ from timing import Process, interleaved, machine
 from convnext_dense import ConfigError, WeightsError
 
 TRAIN = Path(__file__).with_name('train.py')
+FORMAT = 2  # of rows that are kept; those of another are measured anew
 
 
 class Entry(NamedTuple):
@@ -61,8 +62,8 @@ def main():
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--out', default='work_dirs/benchmark_segmentation', type=Path, help='folder for index.html, .csv, .json and label maps')
     args = parser.parse_args()
-    if args.classes and not args.data_root:
-        parser.error('--classes names the labels of --data-root')
+    if (args.classes or args.ignore) and not args.data_root:
+        parser.error('--classes and --ignore are of the labels in --data-root')
     if min(args.runs, args.batch, args.examples) < 1:
         parser.error('--runs, --batch and --examples are at least 1')
     if args.threads:
@@ -148,7 +149,8 @@ def row_of(entry, args, rows, console):
         row['config'] = str((folder if not entry.is_fused else Path(entry.config).parent) / 'config.py')
         if entry.checkpoint is None:
             row['checkpoint'] = train(entry.name, cfg, folder, args, console)
-        key = _key(cfg.pretty_text, label_folder.stamp(cfg, 'test'), Path(row['checkpoint']), entry.is_fused, args.tta, args.examples, args.device)
+        key = _key(FORMAT, cfg.pretty_text, label_folder.stamp(cfg, 'test'),
+                   Path(row['checkpoint']), entry.is_fused, args.tta, args.examples, args.device)
         kept = folder / 'row.json'
         if (old := _load(kept)).get('key') == key:
             console.print(f'{entry.name}: kept', highlight=False)

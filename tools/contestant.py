@@ -3,17 +3,17 @@ import copy
 import hashlib
 import sys
 import time
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import quiet
-from label_folder import UNKNOWN
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, EVALUATOR, MODELS, init_default_scope
 from rich.progress import track
 from timing import peak_memory, synchronize
 
@@ -67,42 +67,68 @@ class Contestant:
         except ConfigError:
             return None  # an operator that does not run on zeros; the rest of the row stands
 
-    def score(self, model=None, dataset=None, what='test images') -> dict:
-        """Metrics of the test split, in percent: of a segmentor with the label maps saved, and for each class."""
+    def score(self, model=None, dataset=None, title='test images') -> dict:
+        """What the config's ``test_evaluator`` says of the test split: ``metrics``, of detectors
+        average precisions in percent, of segmentors all its figures; and where it measures IoU,
+        ``per_class``, in percent. Label maps of a segmentor are saved.
+
+        Raises:
+            ConfigError: there is no ``test_evaluator``, or it has no figures.
+        """
         model, dataset = model or self.model, dataset or self.dataset
-        areas, evaluator = [], None
-        if not hasattr(self.model, 'decode_head'):
-            metrics = self.cfg.test_evaluator
-            with quiet():  # as COCO's tables below
-                evaluator = Evaluator(metrics.metrics if 'metrics' in metrics else metrics)
-            evaluator.dataset_meta = dataset.metainfo
-        for i in track(range(len(dataset)), what, transient=True, disable=not sys.stdout.isatty()):
+        is_segmentor, evaluator = hasattr(self.model, 'decode_head'), self._evaluator(dataset)
+        for i in track(range(len(dataset)), title, transient=True, disable=not sys.stdout.isatty()):
             data = pseudo_collate([dataset[i]])
             with torch.no_grad():
                 sample, = model.test_step(data)
-            if evaluator:
-                evaluator.process(data_samples=[sample], data_batch=data)
-            else:
-                areas.append(self._areas(sample, i, model is self.model))
-        if not evaluator:
-            return _iou(areas, dataset.metainfo['classes'])
-        with quiet():
-            metrics = evaluator.evaluate(len(dataset))
-        return dict(metrics={name.split('/')[-1]: 100 * value for name, value in metrics.items() if name.endswith('mAP')}, per_class={})
+            if is_segmentor:
+                self._save(sample, i, model is self.model)
+            evaluator.process(data_samples=[sample], data_batch=data)
+        per_class = _per_class(evaluator) if is_segmentor else {}  # evaluate() empties the metrics
+        with quiet():  # COCO's tables
+            figures = evaluator.evaluate(len(dataset))
+        if is_segmentor:
+            # the first is what models are compared by, and IoUMetric returns aAcc before mIoU
+            metrics = {name: float(figures[name])
+                       for name in sorted(figures, key=lambda name: name.endswith('aAcc'))
+                       if isinstance(figures[name], Real)}
+        else:
+            metrics = {name.split('/')[-1]: 100 * value for name, value in figures.items()
+                       if name.endswith('mAP')}
+        if not metrics:
+            raise ConfigError(f'its test_evaluator has no figures to compare by, only {figures}')
+        return dict(metrics=metrics, per_class=per_class)
 
-    def _areas(self, sample, i, is_single):
-        from mmseg.evaluation import IoUMetric
-        predicted, truth = (part.data.squeeze(0).cpu() for part in (sample.pred_sem_seg, sample.gt_sem_seg))
+    def _evaluator(self, dataset) -> Evaluator:
+        """As MMEngine's runner builds it."""
+        metrics = self.cfg.get('test_evaluator')
+        if not metrics:
+            raise ConfigError('its config has no test_evaluator, which says how it is scored')
+        with quiet():
+            evaluator = (EVALUATOR.build(dict(dict(type='Evaluator'), **metrics))
+                         if 'metrics' in metrics else Evaluator(metrics))
+        evaluator.dataset_meta = dataset.metainfo
+        return evaluator
+
+    def _save(self, sample, i, is_single):
+        """The label maps, unless they are of test-time augmentation. Raises ConfigError where
+        they are of other sizes."""
+        predicted, truth = (part.data.squeeze(0).cpu()
+                            for part in (sample.pred_sem_seg, sample.gt_sem_seg))
         if predicted.shape != truth.shape:
-            raise ConfigError(f'{sample.img_path}: predicted is a map of {tuple(predicted.shape)}, the labels are {tuple(truth.shape)}; '
-                              'in the test pipeline LoadAnnotations comes after Resize')
+            raise ConfigError(
+                f'{sample.img_path}: predicted is a map of {tuple(predicted.shape)}, the labels '
+                f'are {tuple(truth.shape)}; LoadAnnotations comes behind Resize in the pipeline')
         if is_single:
-            name = Path(sample.img_path).relative_to(self.dataset.data_prefix['img_path']).with_suffix('.png')
-            for folder, labels in [('predictions', predicted)] + [('truth', truth)] * (i in self.examples):
+            root = self.dataset.data_prefix['img_path']
+            name = Path(sample.img_path).relative_to(root).with_suffix('.png')
+            maps = dict(predictions=predicted)
+            if i in self.examples:
+                maps['truth'] = truth
+            for folder, labels in maps.items():
                 path = self.folder / folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_labels(labels.numpy(), self.facts['palette'], path)
-        return IoUMetric.intersect_and_union(predicted, truth, len(self.facts['classes']), UNKNOWN)
 
     def tta_score(self) -> dict:
         """As ``score``, with the config's test-time augmentation."""
@@ -153,14 +179,19 @@ class Contestant:
             return self.model.test_step(data)
 
 
-def _iou(areas, names):
+def _per_class(evaluator) -> dict:
+    """Name of a class -> its IoU and Acc in percent, by the first metric that measures them."""
     from mmseg.evaluation import IoUMetric
-    found = IoUMetric.total_area_to_metrics(*(sum(column) for column in zip(*areas)), ['mIoU'])
-    percent = {name: 100 * np.asarray(values, float) for name, values in found.items()}
-    return dict(
-        metrics=dict(mIoU=float(np.nanmean(percent['IoU'])), mAcc=float(np.nanmean(percent['Acc'])), aAcc=float(percent['aAcc'])),
-        per_class={name: dict(IoU=_number(iou), Acc=_number(acc)) for name, iou, acc in zip(names, percent['IoU'], percent['Acc'])})
+    metric = next((metric for metric in evaluator.metrics
+                   if isinstance(metric, IoUMetric) and metric.results), None)
+    if metric is None:
+        return {}
+    areas = (sum(column) for column in zip(*metric.results))
+    values = metric.total_area_to_metrics(*areas, ['mIoU'], metric.nan_to_num)
+    return {name: dict(IoU=_percent(iou), Acc=_percent(acc))
+            for name, iou, acc in zip(metric.dataset_meta['classes'], values['IoU'], values['Acc'])}
 
 
-def _number(value):
-    return None if np.isnan(value) else float(value)  # a class that is neither there nor predicted
+def _percent(value):
+    """None: a class that is neither there nor predicted."""
+    return None if np.isnan(value) else 100 * float(value)

@@ -56,12 +56,19 @@ def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> Non
                     metainfo=dict(classes=list(classes), palette=[list(colour) for colour in distinct_colours(len(classes))]))
                 dataset.clear()
             dataset.update(found)
+    for part in ('test_evaluator', 'val_evaluator', 'model') if training else ('test_evaluator',):
+        if ignored and unknown(cfg.get(part)) != {UNKNOWN}:
+            raise ConfigError(
+                f'--ignore turns labels into {UNKNOWN}, and the {part} of the config ignores '
+                f'{_listed(unknown(cfg.get(part)))}: set ignore_index={UNKNOWN} in it, in the '
+                'config or with --cfg-options')
     pipelines = [cfg[f'{split}_dataloader'].dataset.pipeline for split in datasets] + [cfg.get('tta_pipeline') or []]
     for pipeline in pipelines:
         if classes or ignored:  # what the config ignores is of the data that it was made for
             _set_ignored(pipeline, ignored)
     if classes and training:
-        _count_classes(cfg.model, len(classes))
+        for head in _holders(cfg.model, 'num_classes'):
+            head.num_classes = len(classes)
 
 
 def meta_of(dataset: dict) -> dict:
@@ -110,12 +117,23 @@ def _set_ignored(pipeline, ignored):
             pipeline.insert(i + 1, [new] if isinstance(step, list) else new)
 
 
-def _count_classes(model, count):
-    for value in model if isinstance(model, list) else model.values():
-        if isinstance(value, (dict, list)):
-            _count_classes(value, count)
-    if isinstance(model, dict) and 'num_classes' in model:
-        model.num_classes = count
+def unknown(part) -> set:
+    """The numbers that an evaluator, or a model when it is trained, leaves out of label maps."""
+    numbers = {holder['ignore_index'] for holder in _holders(part, 'ignore_index')} - {None}
+    return numbers or {UNKNOWN}
+
+
+def _holders(part, key):
+    """The dicts that have the key, in dicts and lists in one another."""
+    if isinstance(part, dict):
+        yield from [part] if key in part else []
+        part = list(part.values())
+    for inner in part if isinstance(part, (list, tuple)) else ():
+        yield from _holders(inner, key)
+
+
+def _listed(numbers) -> str:
+    return ', '.join(map(str, sorted(numbers)))
 
 
 def stamp(cfg: Config, split: str) -> str:
@@ -126,7 +144,9 @@ def stamp(cfg: Config, split: str) -> str:
 
 
 def check(cfg: Config, split: str) -> None:
-    """Every label of a split is a class of the data or unknown, and the model predicts as many classes as the data have.
+    """Every label of a split is a class of the data or unknown, and the model predicts as many
+    classes as the data have. Unknown is what the test evaluator ignores, and 255; in the training
+    split, what the model ignores.
 
     Raises:
         ConfigError: something else, with the numbers.
@@ -140,7 +160,10 @@ def check(cfg: Config, split: str) -> None:
     if not any(step['type'].endswith('LoadAnnotations') for step in steps):
         raise ConfigError(f'the {split} pipeline has no LoadAnnotations: there is no truth to compare with')
     found = _labels(repr(dict(dataset, pipeline=steps)))
-    beyond = {value: path for value, path in found.items() if value >= len(names) and value != UNKNOWN}
+    ignored = ({UNKNOWN, *unknown(cfg.get('test_evaluator'))} if split == 'test'
+               else unknown(cfg.model))
+    beyond = {value: path for value, path in found.items()
+              if value >= len(names) and value not in ignored}
     if beyond:
         value = min(beyond)
         raise ConfigError(f'the {split} labels hold {", ".join(map(str, sorted(found)))}, those that are ignored left out, and {value} '
@@ -150,9 +173,13 @@ def check(cfg: Config, split: str) -> None:
 
 def meaning(cfg: Config) -> str:
     """What the labels of the test data are taken for, in a line."""
-    dataset = cfg.test_dataloader.dataset
-    ignored = sorted({label for step in dataset.pipeline if 'IgnoreLabels' in step['type'] for label in step['labels']} | {UNKNOWN})
-    return f'{", ".join(f"{i} {name}" for i, name in enumerate(classes_of(dataset)))}; unknown: {", ".join(map(str, ignored))}'
+    dataset, ignored = cfg.test_dataloader.dataset, unknown(cfg.get('test_evaluator'))
+    replaced = {label for step in dataset.pipeline if 'IgnoreLabels' in step['type']
+                and step.get('ignore_index', UNKNOWN) in ignored for label in step['labels']}
+    classes = ', '.join(f'{i} {name}' for i, name in enumerate(classes_of(dataset)))
+    counted = '' if UNKNOWN in ignored else (
+        f'; {UNKNOWN} is not ignored by the test_evaluator: all that is predicted there is wrong')
+    return f'{classes}; unknown: {_listed(ignored | replaced)}{counted}'
 
 
 @lru_cache(maxsize=None)

@@ -94,10 +94,10 @@ def write(rows, about, folder):
 
 
 def classes(rows):
-    """Name, colour and per model the IoU of each class, best in its row or not."""
+    """Name, colour and per model the IoU of each class, best in its row or not; of segmentors."""
     found = []
-    for i, name in enumerate(rows[0]['classes'] if rows and rows[0]['per_class'] else ()):
-        values = [row['per_class'][name]['IoU'] for row in rows]
+    for i, name in enumerate(rows[0]['classes'] if rows and rows[0]['meaning'] else ()):
+        values = [row['per_class'].get(name, {}).get('IoU') for row in rows]  # not of every metric
         texts = ['–' if value is None else f'{value:.1f}' for value in values]
         best = max((float(text) for text in texts if text != '–'), default=0)
         found.append((name, rows[0]['palette'][i], [(text, bool(best) and text == f'{best:.1f}') for text in texts]))
@@ -117,7 +117,9 @@ def plots(rows, metric):
         height = 3.4 + .22 * ((len(rows) + 1) // 2)
         first, axis = plt.subplots(figsize=(5, height), layout='constrained')
         for row, colour in zip(rows, colours):
-            axis.plot(1e3 * median(row['seconds']), row['metrics'][metric], 's' if row['is_fused'] else 'o', color=colour, markersize=12 if row['is_fused'] else 6, label=row['label'],
+            axis.plot(1e3 * median(row['seconds']), row['metrics'].get(metric, np.nan),
+                      's' if row['is_fused'] else 'o', markersize=12 if row['is_fused'] else 6,
+                      color=colour, label=row['label'],
                       markerfacecolor='none' if row['is_fused'] else colour, markeredgewidth=2)
         axis.set(xlabel='latency, ms (median, one image)', ylabel=f'{metric}, %', xlim=(0, 1.1e3 * max(median(row['seconds']) for row in rows)))
         axis.margins(y=.15)

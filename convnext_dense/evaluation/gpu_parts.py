@@ -1,0 +1,237 @@
+"""The parts of the GPU check: each runs a case, and returns its rows with their verdicts."""
+import math
+import tempfile
+from functools import partial
+from statistics import median
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import ConvNeXt, fuse
+from .peers import (BOUND, MODES, OFFICIAL, OURS, OURS_IN_TRAINING, PEERS, Scenario, autocast,
+                    candidate, common, images_of, in_mode, infer, official, randomise, worst)
+from .timing import Candidate, figures, interleaved, operators, tf32
+
+PASS, FAIL, UNJUDGED = 'pass', 'FAIL', '-'
+FACTOR, FLOOR = 2, 2e-6  # of errors, for rounding in another order: see is_within
+SAVES = .75  # most memory of a step that recomputes, as a share of that of a step that does not
+STAGES = {'all': 4, 'first, scale 1e-6': 1}  # which are trained: how many
+
+
+class Settings(NamedTuple):
+    networks: Dict[str, Union[str, dict]]  # V1 and V2, to compare: name -> arch
+    compared: str  # images x height x width, as the other sizes
+    timed: Tuple[str, str]  # V1 and V2 that the peers have too
+    inference: str
+    training: str
+    precisions: Tuple[str, ...]  # in which they are timed
+    rounds: int
+
+
+SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 16, 16))
+SETTINGS = dict(
+    cuda=Settings(networks=dict(tiny='tiny', v2_tiny='v2_tiny'), compared='2x256x256',
+                  timed=('tiny', 'v2_tiny'), inference='1x800x1280', training='8x512x512',
+                  precisions=('float32', 'float32, TF32', 'bfloat16', 'float16'), rounds=20),
+    cpu=Settings(networks={'small V1': SMALL, 'small V2': dict(SMALL, generation=2)},
+                 compared='2x64x64', timed=('atto', 'v2_atto'), inference='1x64x64',
+                 training='1x64x64', precisions=('float32',), rounds=2))
+
+
+# ---- the parts: each runs a case and returns its rows ----
+
+def features(settings, device, network, stages, precision):
+    """Maps and gradients of a training step, fp16 and bf16 under autocast with a GradScaler. Its
+    scale is a quarter of the largest at which the official form has no overflow."""
+    images, net = compared(settings, network)
+    for name, parameter in net.named_parameters():
+        if STAGES[stages] == 1 and name.endswith('gamma'):  # V1's layer scale, V2's GRN
+            nn.init.constant_(parameter, 1e-6)
+    run = partial(train, device=device, stages=STAGES[stages])
+    exact = run(official(net).double(), images.double(), torch.float64)
+    dtype, reference, scale, rows = getattr(torch, precision), official(net), 2.**48, []
+    theirs = run(reference, images, dtype, scale=scale)
+    while not theirs.is_taken and scale > 1:
+        scale /= 16
+        theirs = run(reference, images, dtype, scale=scale)
+    limits = worst(theirs.maps, exact.maps), rms(theirs.gradients, exact.gradients)
+    for mode in MODES:
+        ours = run(in_mode(net, mode), images, dtype, scale=scale / 4)
+        errors = worst(ours.maps, exact.maps), rms(ours.gradients, exact.gradients)
+        is_right = ours.is_taken and all(map(is_within, errors, limits))
+        rows.append({'checkpointing': mode, 'maps': errors[0], 'official maps': limits[0],
+                     'gradients': errors[1], 'official gradients': limits[1],
+                     'step': 'taken' if ours.is_taken else 'skipped', **judged(is_right)})
+    return rows
+
+
+def fused(settings, device, network, precision):
+    """Maps of ``fuse``, weights and images in one precision. On a GPU, twice the images take no
+    more operators."""
+    dtype, (images, net) = getattr(torch, precision), compared(settings, network)
+    exact = infer(official(net).double().to(device), images.double().to(device))
+    images, model = images.to(device, dtype), fuse(net).to(device, dtype)
+    limit = worst(infer(official(net).to(device, dtype), images), exact)
+    error = worst(infer(model, images), exact)
+    few, many = (operators(partial(infer, model, batch)) for batch in (
+        images, images.repeat(2, 1, 1, 1)))
+    return [{'maps': error, 'official maps': limit, 'operators': few, 'for twice': many,
+             **judged(is_within(error, limit) and (device == 'cpu' or many <= few))}]
+
+
+def ddp(settings, device, network, checkpointing):
+    """Gradients under DDP (a single process) with find_unused_parameters=False, beside those
+    without DDP."""
+    images, net = compared(settings, network)
+    alone, wrapped = in_mode(net, checkpointing), in_mode(net, checkpointing).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group(
+            'nccl' if device == 'cuda' else 'gloo', init_method=f'file://{folder}/store', rank=0,
+            world_size=1)
+        try:
+            wrapped = DistributedDataParallel(wrapped, find_unused_parameters=False)
+            for _ in range(2):  # DDP complains in the second of what the first has left out
+                steps = [train(model, images, torch.float32, device) for model in (wrapped, alone)]
+        finally:
+            torch.distributed.destroy_process_group()
+    error = rms(*(step.gradients for step in steps))
+    return [dict(gradients=error, **judged(error < BOUND['float32']))]
+
+
+def compiled(settings, device, network):
+    """torch.compile with fullgraph=True at inference, in fp32: maps beside those of eager mode, and
+    latency."""
+    images, net = (part.to(device) for part in compared(settings, network))
+    torch.compiler.reset()
+    models = dict(compiled=torch.compile(net, fullgraph=True), eager=net)
+    maps = {name: infer(model, images) for name, model in models.items()}
+    error = worst(maps['compiled'], [part.double() for part in maps['eager']])
+    seconds = interleaved({name: Candidate(partial(infer, model, images), device, {}).seconds
+                           for name, model in models.items()}, settings.rounds, '')
+    return [dict(maps=error, **{f'{name}, ms': 1e3 * median(seconds[name]) for name in models},
+                 **judged(error < BOUND['float32']))]
+
+
+def inference(settings, device, network, precision):
+    """Latency and peak memory, weights and images in one precision, in turns. Speed is relative to
+    the fastest peer, memory to the lightest; the error is without TF32."""
+    scenario = Scenario(network, settings.inference, precision)
+    return in_turns((*OURS, OFFICIAL, *PEERS), scenario, settings.rounds, device)
+
+
+def training(settings, device, network, precision):
+    """The same of forward and backward, fp16 and bf16 under autocast, memory without the gradients
+    of weights. Recomputing has to save a quarter of it."""
+    scenario = Scenario(network, settings.training, precision, train=True)
+    rows = in_turns((*OURS_IN_TRAINING, OFFICIAL, *PEERS), scenario, settings.rounds, device)
+    memory = {row['model']: row.get('memory, MB', math.nan) for row in rows}
+    none, *others = OURS_IN_TRAINING
+    for row in rows:
+        if row['model'] in others and not memory[row['model']] <= SAVES * memory[none]:
+            row.update(verdict=FAIL, why=f'more than {SAVES:.0%} of the memory of {none}')
+    return rows
+
+
+# ---- their steps ----
+
+def compared(settings: Settings, network: str) -> Tuple[Tensor, ConvNeXt]:
+    arch = settings.networks[network]
+    return images_of(Scenario(arch, settings.compared)), randomise(ConvNeXt(arch))
+
+
+class Step(NamedTuple):
+    maps: List[Tensor]
+    gradients: Dict[str, Tensor]  # flat, in float64
+    is_taken: bool  # by the scaler, which skips a step with an overflow
+
+
+def train(model: nn.Module, images: Tensor, dtype: torch.dtype, device: str, stages: int = 4,
+          scale: float = 1.) -> Step:
+    """A step, in place; under autocast, with this loss scale, where ``dtype`` is of 16 bits."""
+    model, images = model.to(device).train(), images.to(device)
+    if stages == 1:  # no convolution before the stage may overflow first
+        model.downsample_layers.requires_grad_(False)
+    scaler = getattr(torch.amp, 'GradScaler', None)  # not in torch 2.1
+    scaler = partial(scaler, device) if scaler else torch.cuda.amp.GradScaler
+    scaler = scaler(init_scale=scale, enabled=dtype.itemsize == 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with autocast(device, dtype):
+        maps = model(images)[:stages]
+    torch.manual_seed(0)
+    loss = sum((part * torch.randn(part.shape).to(device, images.dtype)).mean() for part in maps)
+    before = scaler.get_scale()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    gradients = {name.replace('module.', ''): parameter.grad.double().flatten()
+                 for name, parameter in model.named_parameters() if parameter.grad is not None}
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return Step([part.detach() for part in maps], gradients, scaler.get_scale() >= before)
+
+
+def rms(gradients: Dict[str, Tensor], exact: Dict[str, Tensor]) -> float:
+    """Root mean square of the relative errors of all parameters: each counts, however small."""
+    errors = [(gradients[name] - value).norm() / value.norm() for name, value in exact.items()]
+    return torch.stack(errors).square().mean().sqrt().item()
+
+
+def is_within(error: float, limit: float) -> bool:
+    """Below FLOOR sums in fp32 differ by their order. Where the official form overflows, whatever
+    is finite is."""
+    return math.isfinite(error) and not error > max(FLOOR, FACTOR * limit)
+
+
+def reason(error: Exception) -> str:
+    return f'{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}'
+
+
+def judged(is_right: bool) -> Dict[str, str]:
+    return dict(verdict=PASS if is_right else FAIL)
+
+
+def in_turns(names: Sequence[str], scenario: Scenario, rounds: int, device: str) -> List[dict]:
+    """A row for each of ``names`` that is installed and has this architecture."""
+    dtype, _, rounded = scenario.dtype.partition(', ')
+    scenario = scenario._replace(dtype=dtype)
+    images, net = common(scenario)
+    expected = infer(official(net).double().to(device), images.double().to(device))
+    expected, ready, rows = [part.cpu() for part in expected], {}, []
+    with tf32(rounded == 'TF32'):
+        for name in names:
+            try:
+                ready[name] = candidate(name, scenario, device, expected)
+            except Exception as error:
+                verdict = FAIL if name.startswith('convnext_dense') else UNJUDGED
+                rows.append(dict(model=name, verdict=verdict, why=reason(error)))
+        ready = {name: model for name, model in ready.items() if model.facts}
+        seconds = interleaved({name: model.seconds for name, model in ready.items()}, rounds, '')
+        measured = {name: dict(seconds=seconds[name], memory=model.memory())
+                    for name, model in ready.items()}
+    for name, figure in figures(measured).items():
+        verdict = PASS if name.startswith('convnext_dense') else UNJUDGED
+        rows.append({'model': name, 'median, ms': 1e3 * figure.median, 'spread': figure.spread,
+                     'speed': figure.speed, 'memory, MB': figure.memory / 1e6,
+                     'relative memory': figure.relative_memory,
+                     'error': ready[name].facts['error'], 'verdict': verdict})
+    return rows
+
+
+class Part(NamedTuple):
+    run: Callable[..., List[dict]]
+    choices: Callable[[Settings], Dict[str, Sequence[str]]]  # every combination is a case
+    is_autocast: bool = False
+
+
+PARTS = dict(
+    features=Part(features, lambda s: dict(network=s.networks, stages=STAGES, precision=BOUND),
+                  is_autocast=True),
+    fused=Part(fused, lambda s: dict(network=s.networks, precision=BOUND)),
+    ddp=Part(ddp, lambda s: dict(network=s.networks, checkpointing=MODES)),
+    compile=Part(compiled, lambda s: dict(network=s.networks)),
+    inference=Part(inference, lambda s: dict(network=s.timed, precision=s.precisions)),
+    training=Part(training, lambda s: dict(network=s.timed, precision=s.precisions),
+                  is_autocast=True))

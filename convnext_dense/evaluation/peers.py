@@ -1,0 +1,325 @@
+"""One network with the same weights, as we and as others write it: timm, torchvision, transformers,
+mmpretrain, and the official code's form. A library is imported when it is asked for."""
+import copy
+from contextlib import nullcontext
+from functools import lru_cache, partial
+from typing import Callable, ContextManager, List, NamedTuple, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ARCHITECTURES, ConfigError, ConvNeXt, fuse
+from ..layers import Block
+from ..weights import convert
+from .timing import Candidate, fastest, quiet, tf32
+
+# Of an output's error, relative to float64: beyond it is another network.
+BOUND = dict(float32=1e-4, bfloat16=.1, float16=.02)
+OFFICIAL = 'official form'
+OURS = ('convnext_dense', 'convnext_dense, fused')
+MODES = ('none', 'mlp', 'block')  # of checkpointing
+OURS_IN_TRAINING = {f'convnext_dense, {mode}': mode for mode in MODES}
+
+
+class Scenario(NamedTuple):
+    """A call to measure."""
+    arch: str
+    size: str  # images x height x width
+    dtype: str = 'float32'  # of weights and images; in a training step that of autocast
+    train: bool = False
+
+    def __str__(self):
+        step = 'training step' if self.train else 'inference'
+        return f'{self.arch}, {self.size}, {self.dtype}, {step}'
+
+
+def images_of(scenario: Scenario) -> Tensor:
+    """(N, 3, H, W), the same in every process."""
+    try:
+        count, height, width = (int(number) for number in scenario.size.split('x'))
+    except ValueError:
+        raise ConfigError(f'--size {scenario.size}: expected IMAGESxHEIGHTxWIDTH') from None
+    torch.manual_seed(0)
+    return torch.randn(count, 3, height, width)
+
+
+@lru_cache(maxsize=1)
+def common(scenario: Scenario) -> Tuple[Tensor, ConvNeXt]:
+    """The images, and the network that all are to be: the same in every process.
+
+    Not to be changed: they are made once.
+    """
+    return images_of(scenario), randomise(ConvNeXt(scenario.arch, out_norm=False))
+
+
+def randomise(net: nn.Module) -> nn.Module:
+    """In place. At the initial layer scale or GRN of 0 no map would show what a block does."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.dim() == 1:
+                is_scale = not name.endswith('bias') and 'grn' not in name
+                parameter.normal_(0, .1).add_(is_scale)
+            else:
+                parameter.normal_(0, parameter[0].numel()**-.5)
+    return net.eval()
+
+
+def candidate(name: str, scenario: Scenario, device: str, expected: Sequence[Tensor],
+              is_compiled: bool = False) -> Candidate:
+    """A backbone ready to be timed, a peer's in the memory format in which it is faster.
+
+    Args:
+        name: of ``OURS`` or ``OURS_IN_TRAINING``, ``OFFICIAL`` or of ``PEERS``.
+        expected: its four maps in float64, on the CPU.
+
+    Returns:
+        Its facts are the ``error`` of its worst map, or None: that library is not installed, or
+        has no such architecture.
+
+    Raises:
+        ConfigError: it is another network, or torch has no such precision on this device.
+    """
+    images, net = common(scenario)
+    dtype, is_ours = getattr(torch, scenario.dtype), name.startswith('convnext_dense')
+    if not supports(dtype, device, scenario.train):
+        raise ConfigError(f'{scenario.dtype}: torch {torch.__version__} does not compute in it on '
+                          f'{device}{" under autocast" * scenario.train}')
+    try:
+        with torch.device(device):  # initial values that are replaced cost less there
+            model = build(name, net, scenario.arch)
+    except (ImportError, KeyError):
+        return Candidate(None, device, None)
+    held = torch.float32 if scenario.train else dtype  # autocast does the rest
+    context = partial(autocast, device, dtype) if scenario.train else nullcontext
+    targets = [torch.randn_like(part).to(device, held) for part in expected]
+    candidates = []
+    for layout in (torch.contiguous_format, torch.channels_last)[:1 if is_ours else 2]:
+        ready = copy.deepcopy(model).to(device, held, memory_format=layout).train(scenario.train)
+        x = images.to(device, held).contiguous(memory_format=layout)
+        with torch.no_grad(), tf32(False), context():
+            error = worst(ready(x), expected)
+        if not error < BOUND[scenario.dtype]:
+            raise ConfigError(f'{name} is another network: its maps differ by {error:.2g}')
+        ready = torch.compile(ready) if is_compiled else ready
+        function = partial(step, ready, x, targets, context) if scenario.train else partial(
+            infer, ready, x)
+        candidates.append(Candidate(function, device, dict(error=error)))
+    return fastest(candidates)
+
+
+def supports(dtype: torch.dtype, device: str, is_autocast: bool) -> bool:
+    """Whether torch convolves in a precision there, and forms the gradient."""
+    x = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
+    try:
+        with autocast(device, dtype) if is_autocast else nullcontext():
+            y = F.conv2d(*[x if is_autocast else x.to(dtype)] * 2)
+        y.sum().backward()
+    except RuntimeError:
+        return False
+    return y.dtype == dtype  # where autocast knows no such precision it is off
+
+
+def autocast(device: str, dtype: torch.dtype) -> ContextManager:
+    """Off for fp32 and fp64, which not all versions of torch take."""
+    is_half = dtype.itemsize == 2
+    return torch.autocast(device, dtype if is_half else None, enabled=is_half)
+
+
+def worst(maps: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Relative error of the map that differs most."""
+    errors = [(a.to(b).sub(b).norm() / b.norm()).item() for a, b in zip(maps, expected)]
+    return max(errors, key=lambda error: (error != error, error))  # no number is worse than any
+
+
+def infer(model: nn.Module, images: Tensor):
+    with torch.no_grad():
+        return model(images)
+
+
+def step(model: nn.Module, images: Tensor, targets: Sequence[Tensor], context: Callable):
+    model.zero_grad(set_to_none=False)  # so that gradients are not counted as activations
+    with context():
+        maps = model(images)
+    sum((part * target).sum() for part, target in zip(maps, targets)).backward()
+
+
+def build(name: str, net: ConvNeXt, arch: str) -> nn.Module:
+    """``net`` under another name: see ``candidate``."""
+    if name == 'convnext_dense, fused':
+        return fuse(net)
+    if name == OFFICIAL:
+        return official(net)
+    if name.startswith('convnext_dense'):
+        return in_mode(net, OURS_IN_TRAINING.get(name, 'none'))
+    return peer(name, net, arch)
+
+
+def in_mode(net: ConvNeXt, checkpointing: str) -> ConvNeXt:
+    """A copy."""
+    copied = copy.deepcopy(net)
+    for module in copied.modules():
+        if isinstance(module, Block):
+            module.recompute = checkpointing
+    return copied
+
+
+def has_norms(net: ConvNeXt) -> bool:
+    return any(True for _ in net.norm0.parameters())
+
+
+class Features(nn.Module):
+    """A peer that returns its four maps."""
+
+    def __init__(self, model: nn.Module, maps: Callable):
+        super().__init__()
+        self.model, self.maps = model, maps
+
+    def forward(self, images: Tensor) -> List[Tensor]:
+        return self.maps(self.model, images)
+
+
+def peer(name: str, net: ConvNeXt, arch: str) -> Features:
+    """With the weights of ``net``, which has no output norms.
+
+    Raises:
+        ImportError: the library is not installed.
+        KeyError: it has no such architecture.
+    """
+    model, maps = PEERS[name](arch)
+    tensors = convert(net.state_dict(), name).tensors
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if unexpected or any('classifier' not in key and 'head' not in key for key in missing):
+        raise ConfigError(f'{name} has other weights than its layout says: {missing}, {unexpected}')
+    return Features(model, maps).eval()
+
+
+def timm_peer(arch):
+    import timm
+    name = f'convnext{arch}' if arch.startswith('v2') else f'convnext_{arch}'
+    model = timm.create_model(name)
+    model.head = nn.Identity()
+
+    def maps(model, images):
+        x, answer = model.stem(images), []
+        for stage in model.stages:
+            x = stage(x)
+            answer.append(x)
+        return answer
+    return model, maps
+
+
+def torchvision_peer(arch):
+    import torchvision
+    names = {size: f'convnext_{size}' for size in ('tiny', 'small', 'base', 'large')}
+    model = getattr(torchvision.models, names[arch])(stochastic_depth_prob=0.)
+
+    def maps(model, images):
+        x, answer = images, []
+        for i, layer in enumerate(model.features):
+            x = layer(x)
+            answer += [x] if i % 2 else []
+        return answer
+    return model, maps
+
+
+def transformers_peer(arch):
+    import transformers
+    name = 'ConvNextV2' if arch.startswith('v2') else 'ConvNext'
+    depths, dims = ARCHITECTURES[arch][:2]
+    config = getattr(transformers, f'{name}Config')(
+        depths=list(depths), hidden_sizes=list(dims), out_indices=[1, 2, 3, 4], drop_path_rate=0.)
+    model = getattr(transformers, f'{name}Backbone')(config)
+    for key in model.hidden_states_norms:
+        model.hidden_states_norms[key] = nn.Identity()
+    return model, lambda model, images: model(images).feature_maps
+
+
+def mmpretrain_peer(arch):
+    with quiet():  # it says which optional packages it lacks
+        from mmpretrain.models import ConvNeXt as Theirs
+    v2 = dict(use_grn=True, layer_scale_init_value=0.) if arch.startswith('v2') else {}
+    depths, dims = ARCHITECTURES[arch][:2]
+    model = Theirs(dict(depths=list(depths), channels=list(dims)), out_indices=(0, 1, 2, 3),
+                   gap_before_final_norm=False, **v2)
+    for i in range(4):
+        setattr(model, f'norm{i}', nn.Identity())
+    return model, lambda model, images: model(images)
+
+
+PEERS = dict(timm=timm_peer, torchvision=torchvision_peer, transformers=transformers_peer,
+             mmpretrain=mmpretrain_peer)
+
+
+def official(net: ConvNeXt) -> nn.Module:
+    """``net`` in the official code's form, in the precision of its weights."""
+    model = Official(net)
+    model.load_state_dict(convert(net.state_dict(), 'official').tensors)
+    return model.eval()
+
+
+class Official(nn.Module):
+    """(N, 3, H, W) -> four maps: whole maps at a time, in NCHW memory between the blocks.
+
+    The form of facebookresearch/ConvNeXt and ConvNeXt-V2 (object_detection/mmdet/models/backbones/
+    convnext.py, models/convnextv2.py), written anew. Nothing of ours is in it.
+    """
+
+    def __init__(self, net: ConvNeXt):
+        super().__init__()
+        depths, dims, generation, eps = net.architecture
+        self.downsample_layers = nn.ModuleList([nn.Sequential(
+            nn.Conv2d(3, dims[0], 4, 4), OfficialNorm(dims[0], eps))])
+        self.downsample_layers.extend(nn.Sequential(
+            OfficialNorm(dims[i], eps), nn.Conv2d(dims[i], dims[i + 1], 2, 2)) for i in range(3))
+        self.stages = nn.ModuleList(nn.Sequential(*(
+            OfficialBlock(dim, generation, eps) for _ in range(depth)))
+            for dim, depth in zip(dims, depths))
+        for i, dim in enumerate(dims):
+            norm = OfficialNorm(dim, eps) if has_norms(net) else nn.Identity()
+            self.add_module(f'norm{i}', norm)
+
+    def forward(self, x):
+        maps = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            x = stage(downsample(x))
+            maps.append(getattr(self, f'norm{i}')(x))
+        return maps
+
+
+class OfficialNorm(nn.LayerNorm):
+    """Over the channels of (N, C, H, W)."""
+
+    def forward(self, x):
+        centred = x - x.mean(1, keepdim=True)
+        normed = centred / (centred.pow(2).mean(1, keepdim=True) + self.eps).sqrt()
+        return self.weight[:, None, None] * normed + self.bias[:, None, None]
+
+
+class OfficialBlock(nn.Module):
+
+    def __init__(self, dim, generation, eps):
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.pwconv1, self.pwconv2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.grn = OfficialGRN(4 * dim) if generation == 2 else nn.Identity()
+        self.gamma = nn.Parameter(torch.ones(dim)) if generation == 1 else None
+
+    def forward(self, x):
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        y = self.pwconv2(self.grn(F.gelu(self.pwconv1(y))))
+        y = y if self.gamma is None else self.gamma * y
+        return x + y.permute(0, 3, 1, 2)
+
+
+class OfficialGRN(nn.Module):
+
+    def __init__(self, dim):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
+
+    def forward(self, x):
+        energy = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        return self.gamma * (x * (energy / (energy.mean(-1, keepdim=True) + 1e-6))) + self.beta + x

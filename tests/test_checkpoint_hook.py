@@ -1,0 +1,102 @@
+"""A detector that starts from another: the parts that may differ are named, the rest is loaded."""
+import re
+
+import pytest
+import torch
+from conftest import DEMO, ROOT
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+
+from convnext_dense import ConfigError, WeightsError
+from convnext_dense.hooks import check_names
+
+FASTER = re.search(r"```python\n_base_ = 'my_detector.py'\n(.*?)```",
+                   (ROOT / 'docs/own-data.md').read_text(), re.DOTALL)[1]
+CASCADE = """
+head, rcnn = _base_.model.roi_head.bbox_head, _base_.model.train_cfg.rcnn
+model = dict(
+    type='CascadeRCNN', train_cfg=dict(rcnn=[rcnn, rcnn]),
+    roi_head=dict(type='CascadeRoIHead', num_stages=2, stage_loss_weights=[1, 0.5],
+                  bbox_head=[head, head]))
+"""
+
+
+@pytest.fixture(scope='module')
+def mask_rcnn(tmp_path_factory):
+    """Path of a Mask R-CNN's checkpoint, and its tensors."""
+    init_default_scope('mmdet')
+    tensors = MODELS.build(Config.fromfile(ROOT / DEMO['coco']).model).state_dict()
+    path = tmp_path_factory.mktemp('mask_rcnn') / 'mask_rcnn.pth'
+    torch.save(dict(state_dict=tensors), path)
+    return path, tensors
+
+
+@pytest.fixture
+def detector(mask_rcnn, scenes, tmp_path):
+    """``detector(text, **hook)`` is the demo's config with ``text``. It trains one step from the
+    Mask R-CNN, at a rate of 0, and tests on one scene."""
+    def detector(text, **hook):
+        (tmp_path / 'config.py').write_text(f"_base_ = '{ROOT / DEMO['coco']}'\n{text}")
+        cfg = Config.fromfile(tmp_path / 'config.py')
+        cfg.merge_from_dict(dict(
+            work_dir=str(tmp_path), load_from=str(mask_rcnn[0]), custom_hooks=[],
+            val_dataloader=None, val_cfg=None, val_evaluator=None, train_cfg=dict(max_iters=1),
+            optim_wrapper=dict(optimizer=dict(lr=0.)),
+            default_hooks=dict(checkpoint=hook)))
+        for loader in (cfg.train_dataloader, cfg.test_dataloader):
+            loader.update(batch_size=1, num_workers=0, persistent_workers=False)
+            loader.dataset.update(data_root=f'{scenes}/coco/', indices=1)
+        cfg.test_evaluator.ann_file = f'{scenes}/coco/annotations/instances_test2017.json'
+        return cfg
+    return detector
+
+
+@pytest.mark.parametrize('text, hook, part, counts', [
+    (FASTER, {}, 'roi_head.mask_head', '0 tensors of the model left as initialised, 8 of'),
+    (CASCADE, dict(may_differ='roi_head'), 'roi_head',
+     '32 tensors of the model left as initialised, 16 of'),
+], ids=['faster', 'cascade'])
+def test_training_starts_once_parts_are_named(text, hook, part, counts, detector, mask_rcnn,
+                                              tmp_path):
+    with pytest.raises(WeightsError, match='not of this model') as refused:
+        Runner.from_cfg(detector(text, may_differ=[])).train()
+    advice = f"default_hooks = dict(checkpoint=dict(may_differ=['{part}']))"
+    assert str(refused.value).endswith(advice)
+    runner = Runner.from_cfg(detector(text, **hook))
+    runner.train()
+    trained, tensors = runner.model.state_dict(), mask_rcnn[1]
+    common = trained.keys() & tensors.keys()
+    assert common >= {name for name in tensors if not name.startswith(part)}
+    assert all(torch.equal(trained[name], tensors[name]) for name in common)
+    log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert f'WARNING - may_differ, {part}: {counts} the checkpoint dropped' in log
+
+
+def test_parts_may_not_differ_to_resume_or_test(detector, tmp_path):
+    cfg = detector(FASTER)
+    with pytest.raises(WeightsError, match='not of this model'):
+        Runner.from_cfg(cfg).test()
+    cfg.resume = True
+    with pytest.raises(WeightsError, match='not of this model'):
+        Runner.from_cfg(cfg).train()
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'faster.pth')
+    cfg.load_from, cfg.resume = str(tmp_path / 'faster.pth'), False
+    assert 'coco/bbox_mAP' in Runner.from_cfg(cfg).test()  # although it has no such part
+
+
+def test_parts_that_would_not_do_what_they_say_are_refused(mask_rcnn):
+    cfg, tensors = Config.fromfile(ROOT / DEMO['coco']), mask_rcnn[1]
+    model = MODELS.build(cfg.model)
+    for part, message in (
+            ('roi_head.mask', "'roi_head.mask' is in neither.*such as .*roi_head.mask_head"),
+            ('backbone', 'reaches into the backbone'),
+            ('backbone.norm0', 'reaches into the backbone')):
+        with pytest.raises(ConfigError, match=message):
+            check_names(model, tensors, True, [part])
+    cfg.model.roi_head.mask_head.num_convs = 3
+    cfg.model.neck.norm_cfg.num_groups, cfg.model.neck.out_channels = 4, 32
+    model = MODELS.build(cfg.model)
+    with pytest.raises(WeightsError, match=r"may_differ=\['roi_head.mask_head.convs.2', 'neck'\]"):
+        check_names(model, tensors, True)
+    assert len(check_names(model, tensors, True, ['roi_head.mask_head.convs.2', 'neck'])) == 2

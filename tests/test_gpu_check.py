@@ -1,0 +1,135 @@
+"""The GPU check, all parts of it on the CPU: what it writes, and that it notices what is wrong."""
+import json
+import sys
+
+import pytest
+import torch
+from conftest import CAPABILITIES, run
+from torch import nn
+
+from convnext_dense.evaluation import gpu_check, gpu_parts
+from convnext_dense.evaluation.peers import BOUND, MODES, PEERS, Scenario, candidate, common
+from convnext_dense.evaluation.timing import tf32
+
+MODULE = 'convnext_dense.evaluation.gpu_check'
+
+
+@pytest.fixture
+def check(monkeypatch, tmp_path):
+    """``check(*parts)`` runs parts on the CPU. Returns the exit code and the report."""
+    def run_here(*parts):
+        monkeypatch.setattr(sys, 'argv', [MODULE, '--device', 'cpu', '--out', str(tmp_path),
+                                          '--parts', *parts])
+        with pytest.raises(SystemExit) as stopped:
+            gpu_check.main()
+        return stopped.value.code, json.loads((tmp_path / 'gpu.json').read_text())
+    return run_here
+
+
+def test_every_part(tmp_path):
+    output = run('-m', MODULE, '--device', 'cpu', '--out', tmp_path)
+    report = json.loads((tmp_path / 'gpu.json').read_text())
+    page = (tmp_path / 'gpu.md').read_text()
+    verdicts = {name: part['verdict'] for name, part in report['parts'].items()}
+    assert verdicts == dict.fromkeys(gpu_parts.PARTS, 'pass') and report['verdict'] == 'pass'
+    assert page.startswith(f'# ConvNeXt on {report["machine"]["hardware"]}: pass')
+    assert all(f'## {name}: pass' in page and f'{name}: pass' in output for name in verdicts)
+    assert {'mmengine', 'timm', 'torchvision', 'transformers'} <= set(report['versions'])
+
+    rows = {name: part['rows'] for name, part in report['parts'].items()}
+    passed = {(row['network'], row['stages'], row['precision'], row['checkpointing'])
+              for row in rows['features'] if row['verdict'] == 'pass'}
+    has_half = CAPABILITIES['half convolution on the CPU']
+    assert len(passed) == 2 * 2 * (3 if has_half else 2) * len(MODES)
+    assert {row['precision'] for row in rows['fused']} == set(BOUND)
+    assert len(rows['ddp']) == 2 * len(MODES) and len(rows['compile']) == 2
+    for part in ('inference', 'training'):
+        models = {row['model'] for row in rows[part]}
+        assert models > {'official form', 'timm', 'transformers'}
+        assert all(row['median, ms'] > 0 and row['memory, MB'] > .1 and row['error'] < 1e-5
+                   and f'| {row["model"]} |' in page for row in rows[part])
+
+
+def test_without_mmcv_and_peers(tmp_path):
+    absent = ['mmcv', 'mmdet', 'mmseg', *PEERS]
+    code = f'''
+import runpy, sys
+sys.modules.update(dict.fromkeys({absent}))  # None: they cannot be imported
+sys.argv = ['', '--device', 'cpu', '--parts', 'ddp', 'training', '--out', {str(tmp_path)!r}]
+runpy.run_module({MODULE!r}, run_name='__main__')
+'''
+    output = run('-c', code)
+    report = json.loads((tmp_path / 'gpu.json').read_text())
+    assert set(report['missing']) == set(PEERS) and report['verdict'] == 'pass'
+    assert all(f'without {name}:' in output for name in PEERS)
+    assert {row['model'] for row in report['parts']['training']['rows']} == {
+        'official form', *(f'convnext_dense, {mode}' for mode in MODES)}
+
+
+def test_another_activation_fails(check, monkeypatch):
+    exact = nn.GELU
+    monkeypatch.setattr(gpu_parts, 'BOUND', dict(float32=BOUND['float32']))
+    monkeypatch.setattr(nn, 'GELU', lambda: exact(approximate='tanh'))
+    code, report = check('features', 'ddp')
+    assert code == 1 and report['verdict'] == 'FAIL' and report['parts']['ddp']['verdict'] == 'pass'
+    assert {row['verdict'] for row in report['parts']['features']['rows']
+            if (row['precision'], row['stages']) == ('float32', 'all')} == {'FAIL'}
+
+
+def test_a_part_that_raises_says_why_and_stops_no_other(check, monkeypatch, capsys):
+    def fuse(net):
+        raise RuntimeError('out of [/memory] | more\non other lines')
+    monkeypatch.setattr(gpu_parts, 'fuse', fuse)
+    code, report = check('fused', 'ddp')
+    assert code == 1 and report['parts']['ddp']['verdict'] == 'pass'
+    assert report['parts']['fused']['rows'][0]['why'] == 'RuntimeError: out of [/memory] | more'
+    assert 'out of [/memory]' in capsys.readouterr().out
+
+
+def test_a_peer_that_breaks_is_told_and_missed(check, monkeypatch):
+    def timm(arch):
+        raise AttributeError('another version')
+    monkeypatch.setitem(PEERS, 'timm', timm)
+    small = gpu_parts.SETTINGS['cpu']._replace(timed=('v2_atto',), rounds=1)
+    monkeypatch.setitem(gpu_parts.SETTINGS, 'cpu', small)
+    code, report = check('inference')
+    rows = {row['model']: row for row in report['parts']['inference']['rows']}
+    assert code == 0 and rows['timm']['why'] == 'AttributeError: another version'
+    assert set(rows) > {'convnext_dense, fused', 'official form', 'transformers'}
+
+
+def test_it_stops_with_a_line(check, monkeypatch, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+    check('ddp')
+    monkeypatch.setattr(gpu_check, 'attempt', stop)
+    assert check('ddp')[0].strip().startswith('stopped; ')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(sys, 'argv', [MODULE])
+    with pytest.raises(SystemExit, match='no GPU here.*--device cpu'):
+        gpu_check.main()
+    monkeypatch.setattr(sys, 'argv', [MODULE, '--device', 'cpu', '--out', __file__])
+    with pytest.raises(SystemExit, match='cannot be written'):
+        gpu_check.main()
+
+
+def test_training_steps_are_timed_under_autocast():
+    """In the check they are on a GPU only."""
+    scenario = Scenario('atto', '1x32x32', 'bfloat16', train=True)
+    images, net = common(scenario)
+    expected = net.double()(images.double())
+    net.float()
+    model = candidate('convnext_dense, mlp', scenario, 'cpu', expected)
+    assert 1e-4 < model.facts['error'] < BOUND['bfloat16'] and model.seconds() > 0
+    assert {value.dtype for value in net.state_dict().values()} == {torch.float32}
+
+
+def test_tf32_is_as_it_was():
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    with tf32(True):
+        assert all(switch.allow_tf32 for switch in switches)
+        with tf32(False):
+            assert not any(switch.allow_tf32 for switch in switches)
+        assert all(switch.allow_tf32 for switch in switches)
+    assert [switch.allow_tf32 for switch in switches] == before
