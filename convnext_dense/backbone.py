@@ -118,7 +118,7 @@ class ConvNeXt(BaseModule):
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
             # No graph through the frozen prefix, even if the image itself asks for gradients.
             with torch.no_grad() if i < self._frozen_downsamplings else nullcontext():
-                x = fast_path.downsample(downsample, x)
+                x = downsample(x)
             with torch.no_grad() if i < self.frozen_stages else nullcontext():
                 for step in fast_path.steps(stage, x):
                     x = step(x)

@@ -23,8 +23,8 @@ from .layers import (BLOCK, Block, GlobalResponseNorm, LayerNorm2d, altered_laye
 
 RUN_BYTES = 8 << 20  # of what is 4C wide of a run: the cache of a core holds it a few times over
 SMALLEST_RUN = 1000  # pixels; fewer make slow products
-STRIP = 4096  # pixels of a strip of rows at most
-MOST_PIECES = 16  # runs or strips of a map: beyond so many no memory is saved
+MOST_RUNS = 16  # of a map: beyond so many no memory is saved
+STRIP = 4096  # pixels of a strip of rows
 FEW_VALUES = 1 << 17  # in a smaller map the loop over runs takes longer than it saves
 
 _switched_off = ContextVar('convnext_dense.plain_operators', default=False)
@@ -43,7 +43,7 @@ def plain_operators() -> Iterator[None]:
 # ---- when it takes over ----
 
 def takes_over(x: Tensor, module: nn.Module, layers: Optional[Mapping] = None) -> bool:
-    """Whether ``module`` (a stage, block, downsampling or output norm) runs in this file for ``x``.
+    """Whether ``module`` (a stage, a block or an output norm) runs in this file for ``x``.
 
     It does where all of this holds:
 
@@ -122,7 +122,7 @@ def _block(block: Block, x: Tensor) -> Tensor:
 
         def hidden(run):
             normed = F.layer_norm(y[run], norm.normalized_shape, *affine, norm.eps)
-            return linear(normed, w1, b1, gelu=True)
+            return F.gelu(F.linear(normed, w1, b1))
         second = w2, b2
         if has_grn:
             kept = deque(map(hidden, pieces))
@@ -131,7 +131,7 @@ def _block(block: Block, x: Tensor) -> Tensor:
             second = scaled, b2 if grn.beta is None else torch.addmv(b2, w2, grn.beta.to(w2.dtype))
         for run in pieces:
             # Not named: it is 4C wide, and a name would hold it until the next run's is there.
-            branch = linear(kept.popleft() if has_grn else hidden(run), *second)
+            branch = F.linear(kept.popleft() if has_grn else hidden(run), *second)
             if layer_scale is not None:
                 branch = branch * layer_scale
             # Each run of y has been read by now, so that its memory can take the sum.
@@ -144,49 +144,12 @@ def _tokens(x, images):
     return x.permute(0, 2, 3, 1).reshape(images, -1, x.shape[1])
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
-    """F.linear, followed by GELU if asked for: (T, C_in) -> (T, C_out).
-
-    Private: oneDNN's own, which applies GELU as it writes; on AVX2 it has no bf16.
-    """
-    is_supported = (x.dtype == torch.float32 or x.dtype == torch.bfloat16 and _ONEDNN_HAS_BF16)
-    if _ONEDNN_LINEAR and is_supported and torch.backends.mkldnn.enabled:
-        return _ONEDNN_LINEAR(x, weight, bias, 'gelu' if gelu else 'none', [], 'none')
-    x = F.linear(x, weight, bias)
-    return F.gelu(x) if gelu else x
-
-
-_ONEDNN_LINEAR = getattr(torch.ops.mkldnn, '_linear_pointwise', None)
-_ONEDNN_HAS_BF16 = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)()
-
-
 def runs(x: Tensor) -> List[slice]:
     """Of alike length, for pixels (T, C) and what is 4C wide of them."""
     length = RUN_BYTES // (4 * x.shape[1] * x.element_size())
-    length = max(1, SMALLEST_RUN, min(length, len(x) // MOST_PIECES))
+    length = max(1, SMALLEST_RUN, min(length, len(x) // MOST_RUNS))
     length = max(1, -(-len(x) // max(1, -(-len(x) // length))))  # the last as long as the others
     return [slice(start, start + length) for start in range(0, len(x), length)]
-
-
-def downsample(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """LayerNorm, then 2x2 convolution of stride 2: (N, C, H, W) -> (N, C', H / 2, W / 2).
-
-    In strips of rows, so that no normalised map is made in between.
-    """
-    if not takes_over(x, layers, DOWNSAMPLE) or layers[1].stride != (2, 2):
-        return layers(x)
-    out = None
-    # As large as the weights at least, which oneDNN reorders in each call.
-    for rows in strips(x, multiple=2, least=8 * x.shape[1]):
-        strip = layers(x[:, :, rows])
-        if out is None:
-            size = (*strip.shape[:2], x.shape[2] // 2, strip.shape[3])
-            out = torch.empty(size, dtype=strip.dtype, memory_format=torch.channels_last)
-        out[:, :, rows.start // 2:rows.stop // 2] = strip
-    return out
-
-
-DOWNSAMPLE = {'0': (LayerNorm2d,), '1': (nn.Conv2d,)}
 
 
 def emit(norm: nn.Module, x: Tensor) -> Tensor:
@@ -204,13 +167,7 @@ def emit(norm: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def strips(x: Tensor, multiple: int = 1, least: int = 1) -> List[slice]:
-    """Rows of a map (N, C, H, W), in multiples of ``multiple`` rows; a rest is left out.
-
-    A strip has ``least`` pixels or more where the map has so many.
-    """
-    height = x.shape[2] - x.shape[2] % multiple
-    row = max(1, len(x) * x.shape[3] * multiple)
-    most = min(STRIP, height // multiple * row // MOST_PIECES)
-    rows = multiple * max(1, -(-least // row), most // row)
-    return [slice(start, min(start + rows, height)) for start in range(0, height, rows)]
+def strips(x: Tensor) -> List[slice]:
+    """Rows of a map (N, C, H, W), some ``STRIP`` pixels each."""
+    rows = max(1, STRIP // max(1, len(x) * x.shape[3]))
+    return [slice(start, start + rows) for start in range(0, x.shape[2], rows)]

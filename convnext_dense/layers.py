@@ -108,7 +108,9 @@ def response_energy(x: Tensor) -> Tensor:
 
     In fp32 or better: the squares of a large map overflow half precision long before the map does.
     """
-    return torch.linalg.vector_norm(x, dim=-2, dtype=torch.promote_types(x.dtype, torch.float32))
+    # torch.promote_types would say so in a word, but torch 2.1 does not compile it.
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(x, dim=-2, dtype=dtype)
 
 
 def response_scale(energy: Tensor, gamma: Tensor) -> Tensor:

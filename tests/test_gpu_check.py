@@ -86,6 +86,15 @@ def test_a_part_that_raises_says_why_and_stops_no_other(check, monkeypatch, caps
     assert 'out of [/memory]' in capsys.readouterr().out
 
 
+def test_a_device_that_does_not_compute_fails(check, monkeypatch):
+    def conv2d(*args, **kwargs):
+        raise RuntimeError('no kernel image is available')
+    monkeypatch.setattr(nn.functional, 'conv2d', conv2d)
+    code, report = check('fused')
+    assert code == 1 and {row['verdict'] for row in report['parts']['fused']['rows']
+                          if row['precision'] == 'float32'} == {'FAIL'}
+
+
 def test_a_peer_that_breaks_is_told_and_missed(check, monkeypatch):
     def timm(arch):
         raise AttributeError('another version')

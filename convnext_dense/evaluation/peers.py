@@ -110,6 +110,8 @@ def candidate(name: str, scenario: Scenario, device: str, expected: Sequence[Ten
 
 def supports(dtype: torch.dtype, device: str, is_autocast: bool) -> bool:
     """Whether torch convolves in a precision there, and forms the gradient."""
+    if dtype.itemsize > 2:  # what is wrong in fp32 is to be seen
+        return True
     x = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     try:
         with autocast(device, dtype) if is_autocast else nullcontext():
