@@ -49,16 +49,23 @@ def takes_over(x: Tensor, module: nn.Module, layers: Optional[Mapping] = None) -
 
     - eager mode: no compiler, tracer, FLOP counter, torch.func transform or forward-mode AD;
     - inference: the module is in eval mode, and no gradient is recorded;
-    - ``x`` is an ordinary tensor on a CPU;
+    - ``x`` is an ordinary tensor on a CPU, and not so small that the plain operators are faster;
     - the module has no hooks and is not compiled, and neither are its children, which are of the
       types that ``layers`` names (name -> types; None: each child decides for itself);
     - ``plain_operators`` is not active.
     """
     return (not (_is_compiling() or torch.jit.is_tracing() or _is_observed() or _switched_off.get())
-            and type(x) is Tensor and x.device.type == 'cpu' and not module.training
+            and type(x) is Tensor and x.device.type == 'cpu' and not _is_small(x, module)
+            and not module.training
             and not (torch.is_grad_enabled() and _has_gradient(x, module))
             and not is_watched(module)
             and (layers is None or altered_layer(module, layers) is None))
+
+
+def _is_small(x, module):
+    # GRN works image by image, and sweeps twice over each.
+    has_grn = isinstance(getattr(module, 'grn', None), GlobalResponseNorm)
+    return x.numel() < FEW_VALUES * (2 * len(x) if has_grn else 1)
 
 
 def _has_gradient(x, module):
@@ -94,15 +101,8 @@ def steps(stage: nn.Sequential, x: Tensor) -> Sequence[Callable[[Tensor], Tensor
 
 
 def _run(block, x):
-    if not isinstance(block, Block) or _is_small(x, block) or not takes_over(x, block, BLOCK):
-        return block(x)
-    return _block(block, x)
-
-
-def _is_small(x, block):
-    # GRN works image by image, and sweeps twice over each.
-    parts = 2 * len(x) if isinstance(block.grn, GlobalResponseNorm) else 1
-    return x.numel() < FEW_VALUES * parts
+    is_ours = isinstance(block, Block) and type(block).forward is Block.forward
+    return _block(block, x) if is_ours and takes_over(x, block, BLOCK) else block(x)
 
 
 def _block(block: Block, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def _block(block: Block, x: Tensor) -> Tensor:
             kept = deque(map(hidden, pieces))
             energy = response_energy(torch.stack([response_energy(part) for part in kept]))
             scaled = (w2 * response_scale(energy, grn.gamma)).to(w2.dtype)
-            second = scaled, b2 if grn.beta is None else torch.addmv(b2, w2, grn.beta.to(w2.dtype))
+            second = scaled, torch.addmv(b2, w2, grn.beta.to(w2.dtype))
         for run in pieces:
             # Not named: it is 4C wide, and a name would hold it until the next run's is there.
             branch = F.linear(kept.popleft() if has_grn else hidden(run), *second)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import randomise
 from pytest import mark
-from timing import peak_memory
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import vmap
@@ -15,7 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import ConvNeXt, fast_path, fuse, plain_operators
+from convnext_dense.evaluation.timing import peak_memory
 from convnext_dense.fast_path import takes_over
+from convnext_dense.layers import Block
 
 ARCHS = ['atto', 'v2_atto']
 
@@ -58,7 +59,7 @@ def test_when_it_takes_over():
     with torch.no_grad():
         assert takes_over(x, block) and takes_over(x.bfloat16(), block)
         assert not takes_over(x, copy.deepcopy(block).train())
-        assert not takes_over(x.to('meta'), block)
+        assert not takes_over(x.to('meta'), block) and not takes_over(x[:, :, :32], block)
         assert not takes_over(nn.Parameter(x), block)  # a subclass may do anything
         with plain_operators():
             assert not takes_over(x, block)
@@ -68,7 +69,7 @@ def test_when_it_takes_over():
         with forward_ad.dual_level():
             assert not takes_over(x, block)
         seen = []
-        vmap(lambda x: seen.append(takes_over(torch.zeros(1), block)) or x)(x)
+        vmap(lambda row: seen.append(takes_over(x, block)) or row)(x)
         torch.jit.trace(lambda x: seen.append(takes_over(x, block)) or x, x, check_trace=False)
         torch.compile(lambda x: x + takes_over(x, block), backend='eager')(x)
         assert seen == [False, False]
@@ -109,6 +110,19 @@ def test_a_cpu_without_onednn(arch, monkeypatch):
     assert all((a.float() - b).norm() < .05 * b.norm() for a, b in zip(maps, expected))
 
 
+def test_a_subclass_with_a_forward_of_its_own_has_its_say():
+    class Doubled(Block):
+        def forward(self, x):
+            return 2 * super().forward(x)
+    net, image = randomise(ConvNeXt('atto')), torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        expected = net.stages[0](net.downsample_layers[0](image))
+        net.stages[0][1].__class__ = Doubled
+        other = net.stages[0](net.downsample_layers[0](image))
+        assert torch.allclose(other, 2 * expected)
+        assert torch.allclose(net(image)[0], net.norm0(other), atol=1e-4)
+
+
 def test_without_torchs_private_functions_the_plain_operators_run():
     code = '''
 import torch
@@ -118,6 +132,7 @@ for module, name in ((torch._utils, 'is_compiling'), (torch._C, '_len_torch_disp
         delattr(module, name)
 from convnext_dense import ConvNeXt
 from convnext_dense.fast_path import takes_over
+from convnext_dense.layers import Block
 net = ConvNeXt('atto').eval()
 with torch.no_grad():
     assert not takes_over(torch.zeros(1, 40, 64, 64), net.stages[0])
