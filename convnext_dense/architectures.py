@@ -63,8 +63,9 @@ def get_architecture(arch: Union[str, Mapping]) -> Architecture:
     return architecture
 
 
-def parameter_shapes(architecture: Architecture, in_channels: int = 3) -> Dict[str, Tuple[int, ...]]:
-    """Every parameter of a ``ConvNeXt`` that emits all four maps: name -> shape, from the architecture alone."""
+def parameter_shapes(architecture: Architecture,
+                     in_channels: int = 3) -> Dict[str, Tuple[int, ...]]:
+    """Every parameter of a ``ConvNeXt`` that emits all four maps: name -> shape."""
     shapes, dims = {}, architecture.dims
 
     def layer(name, *weight):
@@ -72,7 +73,8 @@ def parameter_shapes(architecture: Architecture, in_channels: int = 3) -> Dict[s
 
     for i, (depth, dim) in enumerate(zip(architecture.depths, dims)):
         convolution, norm = (1, 0) if i else (0, 1)
-        layer(f'downsample_layers.{i}.{convolution}', dim, *((dims[i - 1], 2, 2) if i else (in_channels, 4, 4)))
+        kernel = (dims[i - 1], 2, 2) if i else (in_channels, 4, 4)
+        layer(f'downsample_layers.{i}.{convolution}', dim, *kernel)
         layer(f'downsample_layers.{i}.{norm}', dims[i - 1] if i else dim)
         for block in (f'stages.{i}.{j}' for j in range(depth)):
             layer(f'{block}.dwconv', dim, 1, 7, 7)

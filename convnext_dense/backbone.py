@@ -48,8 +48,8 @@ class ConvNeXt(BaseModule):
         out_channels, out_strides: tuples with one entry per emitted map.
 
     Raises:
-        ConfigError: an argument is unknown or out of its range; an image is no floating-point tensor, has other
-            channels than ``in_channels`` or a side shorter than 32 pixels.
+        ConfigError: an argument is unknown or out of its range; an image is no floating-point
+            tensor, has other channels than ``in_channels`` or a side shorter than 32 pixels.
     """
 
     def __init__(self, arch: Union[str, Mapping] = 'tiny', in_channels: int = 3,
@@ -66,9 +66,9 @@ class ConvNeXt(BaseModule):
         if generation == 2 and layer_scale_init_value != 1:
             raise ConfigError(f'layer_scale_init_value={layer_scale_init_value}: V2 has no layer scale; leave it out')
         if not layer_scale_init_value > 0:
-            raise ConfigError(f'layer_scale_init_value={layer_scale_init_value}: at 0 a block would pass on no '
-                              'gradient to its other parameters. Give a positive number (the paper has 1e-6); '
-                              "a network without layer scale is V2: arch='v2_...'")
+            raise ConfigError(f'layer_scale_init_value={layer_scale_init_value}: at 0 a block would '
+                              'pass on no gradient to its other parameters. Give a positive number '
+                              "(the paper has 1e-6); without layer scale is V2: arch='v2_...'")
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f'drop_path_rate lies in [0, 1), not {drop_path_rate}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
@@ -106,8 +106,9 @@ class ConvNeXt(BaseModule):
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """(N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i)."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise ConfigError(f'expected images as a tensor of floating-point numbers, got {type(x).__name__} of '
-                              f'{getattr(x, "dtype", "no dtype")}; a NumPy image (H, W, C) becomes such a batch by '
+            raise ConfigError('expected images as a tensor of floating-point numbers, got '
+                              f'{type(x).__name__} of {getattr(x, "dtype", "no dtype")}; a NumPy '
+                              'image (H, W, C) becomes such a batch by '
                               'torch.from_numpy(image).permute(2, 0, 1)[None].float()')
         if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 32:
             raise ConfigError(f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, got '
@@ -163,23 +164,28 @@ def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
 
 # Arguments of the official code, timm, mmpretrain and mmseg -> how to say the same here.
 OTHER_NAMES = {
-    **dict.fromkeys(('depths', 'dims', 'channels'), 'arch=dict(depths=..., dims=...), or the name of an architecture'),
+    **dict.fromkeys(('depths', 'dims', 'channels'),
+                    'arch=dict(depths=..., dims=...), or the name of an architecture'),
     **dict.fromkeys(('in_chans', 'num_channels'), 'in_channels'),
-    **dict.fromkeys(('with_cp', 'use_checkpoint', 'grad_checkpointing'), "checkpointing='mlp' or 'block'"),
+    **dict.fromkeys(('with_cp', 'use_checkpoint', 'grad_checkpointing'),
+                    "checkpointing='mlp' or 'block'"),
     **dict.fromkeys(('ls_init_value', 'layer_scale'), 'layer_scale_init_value'),
     **dict.fromkeys(('drop_path', 'stochastic_depth_prob'), 'drop_path_rate'),
-    **dict.fromkeys(('pretrained', 'checkpoint'), "init_cfg=dict(type='Pretrained', checkpoint=...)"),
-    'use_grn': "arch='v2_...'", 'norm_out': 'out_norm', 'norm_cfg': 'nothing, or eps in arch=dict(...)',
-    **dict.fromkeys(('gap_before_final_norm', 'features_only', 'num_classes', 'head_init_scale', 'stem_patch_size',
-                     'linear_pw_conv', 'act_cfg'), 'nothing: leave it out, this backbone has no such choice'),
+    **dict.fromkeys(('pretrained', 'checkpoint'),
+                    "init_cfg=dict(type='Pretrained', checkpoint=...)"),
+    **{'use_grn': "arch='v2_...'", 'norm_out': 'out_norm'},
+    'norm_cfg': 'nothing, or eps in arch=dict(...)',
+    **dict.fromkeys(('gap_before_final_norm', 'features_only', 'num_classes', 'head_init_scale',
+                     'stem_patch_size', 'linear_pw_conv', 'act_cfg'),
+                    'nothing: leave it out, this backbone has no such choice'),
 }
 
 
 def _explain(unknown: Mapping) -> str:
     known = ', '.join(list(inspect.signature(ConvNeXt).parameters)[:-1])
     return 'ConvNeXt has no such argument:\n' + '\n'.join(
-        f'  {name}: here it is {OTHER_NAMES[name]}' if name in OTHER_NAMES else f'  {name}: expected one of {known}'
-        for name in unknown)
+        f'  {name}: here it is {OTHER_NAMES[name]}' if name in OTHER_NAMES else
+        f'  {name}: expected one of {known}' for name in unknown)
 
 
 def _init(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A model for inference: what is affine in ConvNeXt's blocks, folded into their two linear layers."""
+"""A model for inference: what is affine in ConvNeXt's blocks, folded into the linear layers."""
 import copy
 
 import torch
@@ -30,9 +30,10 @@ def fuse(model: nn.Module) -> nn.Module:
         raise ConfigError('nothing to fuse: the model has no block of convnext_dense.ConvNeXt'
                           + ' that is not fused' * is_fused)
     for parent, name, block in blocks:
-        if altered_layer(block, BLOCK):
-            raise ConfigError(f'{altered_layer(block, BLOCK)} of a block has been replaced or has hooks, and '
-                              'its weights alone do not say what it does: merge or remove that first')
+        altered = altered_layer(block, BLOCK)
+        if altered:
+            raise ConfigError(f'{altered} of a block has been replaced or has hooks, and its weights '
+                              'alone do not say what it does: merge or remove that first')
         setattr(parent, name, FusedBlock(block))
     for backbone in model.modules():
         if isinstance(backbone, ConvNeXt):

@@ -13,7 +13,8 @@ from .errors import ConfigError
 
 
 class Block(nn.Module):
-    """Depthwise 7x7 -> LayerNorm -> 4C linear -> GELU [-> GRN] -> C linear [-> layer scale] -> drop path -> + input.
+    """x + drop path(MLP(depthwise 7x7(x))), where the MLP works on each pixel's C channels:
+    LayerNorm -> linear to 4C -> GELU [-> GRN] -> linear to C [-> layer scale].
 
     Figure 4 of arXiv 2201.03545 (V1, with layer scale) and figure 5 of arXiv 2301.00808 (V2, with
     GRN). Parameter names are the official ones.
@@ -75,8 +76,9 @@ class Block(nn.Module):
         except RuntimeError as error:
             if 'saved tensor hooks' not in str(error):
                 raise
-            raise ConfigError(f'torch.func cannot differentiate checkpointing={part!r}: it does not '
-                              "support torch.utils.checkpoint. Use checkpointing='none'") from error
+            raise ConfigError(
+                f'torch.func cannot differentiate checkpointing={part!r}: it does not support '
+                "torch.utils.checkpoint. Use checkpointing='none'") from error
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -119,7 +121,9 @@ def response_scale(energy: Tensor, gamma: Tensor) -> Tensor:
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Stochastic depth (arXiv 1603.09382): drop whole samples of (N, ...), scale the rest by 1 / (1 - rate)."""
+    """Stochastic depth (arXiv 1603.09382) of (N, ...): whole samples are dropped, and the others
+    scaled by 1 / (1 - rate).
+    """
     keep = 1 - rate
     mask = x.new_empty((len(x),) + (1,) * (x.dim() - 1)).bernoulli_(keep)
     return x * mask.div_(keep)

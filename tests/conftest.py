@@ -125,8 +125,9 @@ def run(*command, ok=True, cwd=ROOT, **kwargs):
 
 
 def two_processes(work, folder):
-    """``work(rank)`` in two processes of one gloo group, one thread each. Raises what one of them raises."""
-    processes, deadline = mp.spawn(_in_group, (work, str(folder)), nprocs=2, join=False), time.monotonic() + 300
+    """``work(rank)`` in two processes of one gloo group, one thread each. Raises what they raise."""
+    processes = mp.spawn(_in_group, (work, str(folder)), nprocs=2, join=False)
+    deadline = time.monotonic() + 300
     while not processes.join(timeout=5):
         if time.monotonic() > deadline:
             for process in processes.processes:

@@ -48,8 +48,8 @@ def test_a_missing_requirement_of_mmengine_is_not_taken_for_mmengine():
 def _modules():
     """Every module of the package: name -> path."""
     root = Path(convnext_dense.__file__).parent
-    return {'.'.join(('convnext_dense', *path.relative_to(root).with_suffix('').parts)).removesuffix('.__init__'): path
-            for path in root.rglob('*.py')}
+    paths = {path.relative_to(root.parent).with_suffix(''): path for path in root.rglob('*.py')}
+    return {'.'.join(name.parts).removesuffix('.__init__'): path for name, path in paths.items()}
 
 
 def test_no_circle_of_imports():
