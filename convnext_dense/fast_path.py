@@ -75,16 +75,18 @@ def _has_gradient(x, module):
 # torch 2.1 has only the private function.
 _is_compiling = getattr(torch.compiler, 'is_compiling', None) or getattr(
     torch._utils, 'is_compiling', lambda: True)
-# Private: dispatch modes (FLOP counters, fake tensors), torch.func's transforms, global hooks.
+# Private: dispatch modes (FLOP counters, fake tensors) and torch.func's transforms.
 _OBSERVERS = [getattr(module, name, None) for module, name in (
     (torch._C, '_len_torch_dispatch_stack'),
-    (getattr(torch._C, '_functorch', None), 'peek_interpreter_stack'),
-    (nn.modules.module, '_has_any_global_hook'))]
+    (getattr(torch._C, '_functorch', None), 'peek_interpreter_stack'))]
+# Private: of hooks on all modules.
+_GLOBAL_HOOKS = '_global_forward_hooks', '_global_forward_pre_hooks'
 
 
 def _is_observed() -> bool:
     """Whether something has to see every operator; where torch cannot tell, it has."""
     return (any(is_active is None or is_active() for is_active in _OBSERVERS)
+            or any(getattr(nn.modules.module, name, True) for name in _GLOBAL_HOOKS)
             or getattr(forward_ad, '_current_level', 0) >= 0)
 
 
