@@ -69,9 +69,10 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]],
         raise WeightsError('expected a convnext_dense.ConvNeXt, such as model.backbone, not a '
                            f'{type(net).__module__}.{type(net).__name__}')
     preset = presets.find(source)
-    if preset and not _same(get_architecture(presets.PRESETS[preset].arch), net.architecture):
-        raise WeightsError(f'{preset} was not fetched: ' + _other_architecture(
-            get_architecture(presets.PRESETS[preset].arch), net.architecture))
+    published = preset and get_architecture(presets.PRESETS[preset].arch)
+    if published and not _same(published, net.architecture):
+        raise WeightsError(f'{preset} was not fetched: '
+                           + _other_architecture(published, net.architecture))
     tensors, where, _ = read(source)
     own = net.state_dict()
     values, report = match(net, tensors, where, inflate)
