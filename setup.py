@@ -3,6 +3,7 @@
 The OpenMMLab packages are deliberately not requirements: two families (onedl-* and upstream) own the same import
 names, and asking for one would overwrite the other without a word. Install the one you use first.
 """
+
 from setuptools import find_packages, setup
 
 setup(

@@ -1,4 +1,5 @@
 """ConvNeXt under dense-prediction models of the MMEngine family."""
+
 try:
     import mmengine  # noqa: F401
 except ModuleNotFoundError as error:
@@ -6,7 +7,8 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError(
         'convnext_dense runs on MMEngine and does not install it, because two families own that name: install '
-        'onedl-mmengine (maintained) or mmengine (frozen), whichever your mmdet or mmseg belongs to') from error
+        'onedl-mmengine (maintained) or mmengine (frozen), whichever your mmdet or mmseg belongs to'
+    ) from error
 
 from .architectures import ARCHITECTURES
 from .backbone import ConvNeXt
@@ -17,6 +19,18 @@ from .layer_decay import LayerDecayOptimWrapperConstructor, layer_id, lr_scale
 from .swap import swap_backbone
 from .weights import PRESETS, LoadReport, load_weights
 
-__all__ = ['ARCHITECTURES', 'ConfigError', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'LoadReport', 'PRESETS',
-           'WeightsError', 'fuse', 'layer_id', 'load_weights', 'lr_scale', 'plain_operators',
-           'swap_backbone']
+__all__ = [
+    'ARCHITECTURES',
+    'ConfigError',
+    'ConvNeXt',
+    'LayerDecayOptimWrapperConstructor',
+    'LoadReport',
+    'PRESETS',
+    'WeightsError',
+    'fuse',
+    'layer_id',
+    'load_weights',
+    'lr_scale',
+    'plain_operators',
+    'swap_backbone',
+]

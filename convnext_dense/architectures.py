@@ -1,4 +1,5 @@
 """Every ConvNeXt as one row: depths, widths and what differs between generations."""
+
 from typing import Dict, Mapping, NamedTuple, Tuple, Union
 
 from .errors import ConfigError
@@ -46,25 +47,42 @@ def get_architecture(arch: Union[str, Mapping]) -> Architecture:
     """
     if isinstance(arch, str):
         if arch not in ARCHITECTURES:
-            raise ConfigError(f'unknown arch {arch!r}: expected one of {", ".join(ARCHITECTURES)}, '
-                             'or dict(depths=(...), dims=(...))')
+            raise ConfigError(
+                f'unknown arch {arch!r}: expected one of {", ".join(ARCHITECTURES)}, '
+                'or dict(depths=(...), dims=(...))'
+            )
         return ARCHITECTURES[arch]
-    if not isinstance(arch, Mapping) or not {'depths', 'dims'} <= set(arch) <= set(Architecture._fields):
-        raise ConfigError('arch is a name or a dict with the keys depths and dims, optionally generation and eps, and '
-                          f'no others, not {arch!r}')
+    if not isinstance(arch, Mapping) or not {'depths', 'dims'} <= set(arch) <= set(
+        Architecture._fields
+    ):
+        raise ConfigError(
+            'arch is a name or a dict with the keys depths and dims, optionally generation and eps, and '
+            f'no others, not {arch!r}'
+        )
     for key in ('depths', 'dims'):
         value = arch[key]
-        if not isinstance(value, (list, tuple)) or len(value) != 4 or not all(isinstance(v, int) and v > 0 for v in value):
-            raise ConfigError(f'arch: {key} needs four positive integers, one per stage, not {value!r}')
-    architecture = Architecture(**{**arch, 'depths': tuple(arch['depths']), 'dims': tuple(arch['dims'])})
+        if (
+            not isinstance(value, (list, tuple))
+            or len(value) != 4
+            or not all(isinstance(v, int) and v > 0 for v in value)
+        ):
+            raise ConfigError(
+                f'arch: {key} needs four positive integers, one per stage, not {value!r}'
+            )
+    architecture = Architecture(
+        **{**arch, 'depths': tuple(arch['depths']), 'dims': tuple(arch['dims'])}
+    )
     if architecture.generation not in (1, 2) or not 0 < architecture.eps < 1:
-        raise ConfigError(f'arch: generation is 1 or 2 and eps a small positive number, not {architecture.generation!r} '
-                          f'and {architecture.eps!r}')
+        raise ConfigError(
+            f'arch: generation is 1 or 2 and eps a small positive number, not {architecture.generation!r} '
+            f'and {architecture.eps!r}'
+        )
     return architecture
 
 
-def parameter_shapes(architecture: Architecture,
-                     in_channels: int = 3) -> Dict[str, Tuple[int, ...]]:
+def parameter_shapes(
+    architecture: Architecture, in_channels: int = 3
+) -> Dict[str, Tuple[int, ...]]:
     """Every parameter of a ``ConvNeXt`` that emits all four maps: name -> shape."""
     shapes, dims = {}, architecture.dims
 
@@ -81,8 +99,11 @@ def parameter_shapes(architecture: Architecture,
             layer(f'{block}.norm', dim)
             layer(f'{block}.pwconv1', 4 * dim, dim)
             layer(f'{block}.pwconv2', dim, 4 * dim)
-            shapes.update({f'{block}.gamma': (dim,)} if architecture.generation == 1 else
-                          {f'{block}.grn.gamma': (4 * dim,), f'{block}.grn.beta': (4 * dim,)})
+            shapes.update(
+                {f'{block}.gamma': (dim,)}
+                if architecture.generation == 1
+                else {f'{block}.grn.gamma': (4 * dim,), f'{block}.grn.beta': (4 * dim,)}
+            )
         layer(f'norm{i}', dim)
     return shapes
 
@@ -92,4 +113,6 @@ def describe(architecture: Architecture) -> str:
     for name, known in ARCHITECTURES.items():
         if known._replace(eps=architecture.eps) == architecture:
             return repr(name)
-    return f'V{architecture.generation} with depths {architecture.depths} and dims {architecture.dims}'
+    return (
+        f'V{architecture.generation} with depths {architecture.depths} and dims {architecture.dims}'
+    )

@@ -1,4 +1,5 @@
 """ConvNeXt as a backbone: image in, one normalised feature map per stage out."""
+
 import inspect
 from contextlib import nullcontext
 from typing import Iterable, Mapping, Optional, Sequence, Tuple, Union
@@ -52,10 +53,20 @@ class ConvNeXt(BaseModule):
             tensor, has other channels than ``in_channels`` or a side shorter than 32 pixels.
     """
 
-    def __init__(self, arch: Union[str, Mapping] = 'tiny', in_channels: int = 3,
-                 out_indices: Sequence[int] = (0, 1, 2, 3), out_norm: bool = True, drop_path_rate: float = 0.,
-                 layer_scale_init_value: float = 1., frozen_stages: int = -1, output_stride: int = 32,
-                 checkpointing: str = 'none', init_cfg: Optional[dict] = None, **unknown):
+    def __init__(
+        self,
+        arch: Union[str, Mapping] = 'tiny',
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_norm: bool = True,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1.0,
+        frozen_stages: int = -1,
+        output_stride: int = 32,
+        checkpointing: str = 'none',
+        init_cfg: Optional[dict] = None,
+        **unknown,
+    ):
         if unknown:
             raise ConfigError(_explain(unknown))
         super().__init__(init_cfg=init_cfg)
@@ -64,27 +75,37 @@ class ConvNeXt(BaseModule):
         self.in_channels = in_channels
         self.out_indices = _check_out_indices(out_indices)
         if generation == 2 and layer_scale_init_value != 1:
-            raise ConfigError(f'layer_scale_init_value={layer_scale_init_value}: V2 has no layer scale; leave it out')
+            raise ConfigError(
+                f'layer_scale_init_value={layer_scale_init_value}: V2 has no layer scale; leave it out'
+            )
         if not layer_scale_init_value > 0:
-            raise ConfigError(f'layer_scale_init_value={layer_scale_init_value}: at 0 a block would '
-                              'pass on no gradient to its other parameters. Give a positive number '
-                              "(the paper has 1e-6); without layer scale is V2: arch='v2_...'")
+            raise ConfigError(
+                f'layer_scale_init_value={layer_scale_init_value}: at 0 a block would '
+                'pass on no gradient to its other parameters. Give a positive number '
+                "(the paper has 1e-6); without layer scale is V2: arch='v2_...'"
+            )
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f'drop_path_rate lies in [0, 1), not {drop_path_rate}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
-            raise ConfigError(f'frozen_stages is -1 (nothing), 0 (stem) ... {NUM_STAGES}, not {frozen_stages!r}')
+            raise ConfigError(
+                f'frozen_stages is -1 (nothing), 0 (stem) ... {NUM_STAGES}, not {frozen_stages!r}'
+            )
         if output_stride not in (8, 16, 32):
             raise ConfigError(f'output_stride is 8, 16 or 32, not {output_stride!r}')
         if checkpointing not in ('none', 'mlp', 'block'):
             raise ConfigError(f"checkpointing is 'none', 'mlp' or 'block', not {checkpointing!r}")
         self.frozen_stages = frozen_stages
-        self._frozen_downsamplings = {-1: 0, 0: 1}.get(frozen_stages, frozen_stages)  # 0: the stem without its stage
+        self._frozen_downsamplings = {-1: 0, 0: 1}.get(
+            frozen_stages, frozen_stages
+        )  # 0: the stem without its stage
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         self.out_strides = tuple(min(4 * 2**i, output_stride) for i in self.out_indices)
 
         # Stages past the last emitted one would get no gradient, so they are not built.
         num_stages = self.out_indices[-1] + 1
-        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, stride=4), LayerNorm2d(dims[0], eps))
+        stem = nn.Sequential(
+            nn.Conv2d(in_channels, dims[0], 4, stride=4), LayerNorm2d(dims[0], eps)
+        )
         self.downsample_layers = nn.ModuleList([stem])
         self.stages = nn.ModuleList()
         # The line runs over all stages of the architecture, so that leaving one out changes no rate.
@@ -92,12 +113,33 @@ class ConvNeXt(BaseModule):
         for i in range(num_stages):
             dilation = max(1, 4 * 2**i // output_stride)
             if i:
-                reduction = (dict(stride=2) if dilation == 1 else dict(padding='same', dilation=dilation // 2))
-                self.downsample_layers.append(nn.Sequential(
-                    LayerNorm2d(dims[i - 1], eps), nn.Conv2d(dims[i - 1], dims[i], 2, **reduction)))
-            self.stages.append(nn.Sequential(*(
-                Block(dims[i], next(rates), layer_scale_init_value, dilation, checkpointing, generation, eps)
-                for _ in range(self.depths[i]))))
+                reduction = (
+                    dict(stride=2)
+                    if dilation == 1
+                    else dict(padding='same', dilation=dilation // 2)
+                )
+                self.downsample_layers.append(
+                    nn.Sequential(
+                        LayerNorm2d(dims[i - 1], eps),
+                        nn.Conv2d(dims[i - 1], dims[i], 2, **reduction),
+                    )
+                )
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        Block(
+                            dims[i],
+                            next(rates),
+                            layer_scale_init_value,
+                            dilation,
+                            checkpointing,
+                            generation,
+                            eps,
+                        )
+                        for _ in range(self.depths[i])
+                    )
+                )
+            )
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(dims[i], eps) if out_norm else nn.Identity())
         self.apply(_init)
@@ -106,13 +148,17 @@ class ConvNeXt(BaseModule):
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """(N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i)."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise ConfigError('expected images as a tensor of floating-point numbers, got '
-                              f'{type(x).__name__} of {getattr(x, "dtype", "no dtype")}; a NumPy '
-                              'image (H, W, C) becomes such a batch by '
-                              'torch.from_numpy(image).permute(2, 0, 1)[None].float()')
+            raise ConfigError(
+                'expected images as a tensor of floating-point numbers, got '
+                f'{type(x).__name__} of {getattr(x, "dtype", "no dtype")}; a NumPy '
+                'image (H, W, C) becomes such a batch by '
+                'torch.from_numpy(image).permute(2, 0, 1)[None].float()'
+            )
         if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 32:
-            raise ConfigError(f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, got '
-                              f'{tuple(x.shape)}; images with other channels need in_channels to say so')
+            raise ConfigError(
+                f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, got '
+                f'{tuple(x.shape)}; images with other channels need in_channels to say so'
+            )
         # Into channels-last memory, by a way that torch.vmap knows.
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         maps = []
@@ -132,10 +178,15 @@ class ConvNeXt(BaseModule):
         if self.is_init or not self.init_cfg:
             return
         options = dict(self.init_cfg) if isinstance(self.init_cfg, Mapping) else {}
-        if options.pop('type', None) != 'Pretrained' or not {'checkpoint'} <= set(options) <= {'checkpoint', 'inflate'}:
-            raise ConfigError("init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL_OR_PRESET), optionally "
-                              'with inflate: the prefix of the backbone inside a larger file is found by itself. '
-                              f'Got {self.init_cfg}')
+        if options.pop('type', None) != 'Pretrained' or not {'checkpoint'} <= set(options) <= {
+            'checkpoint',
+            'inflate',
+        }:
+            raise ConfigError(
+                "init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL_OR_PRESET), optionally "
+                'with inflate: the prefix of the backbone inside a larger file is found by itself. '
+                f'Got {self.init_cfg}'
+            )
         load_weights(self, options.pop('checkpoint'), **options)
         self.is_init = True
 
@@ -145,17 +196,25 @@ class ConvNeXt(BaseModule):
         return self
 
     def _freeze(self) -> None:
-        for module in (*self.downsample_layers[:self._frozen_downsamplings], *self.stages[:max(self.frozen_stages, 0)]):
+        for module in (
+            *self.downsample_layers[: self._frozen_downsamplings],
+            *self.stages[: max(self.frozen_stages, 0)],
+        ):
             module.eval()  # drop path off
             module.requires_grad_(False)
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     """Sorted, with negative ones counted from the end."""
-    if (not isinstance(out_indices, Iterable) or not (out_indices := tuple(out_indices))
-            or not all(isinstance(i, int) and -NUM_STAGES <= i < NUM_STAGES for i in out_indices)):
-        raise ConfigError(f'out_indices, a tuple or list, names one or more of the stages 0 ... {NUM_STAGES - 1} '
-                          f'(or -{NUM_STAGES} ... -1), got {out_indices!r}')
+    if (
+        not isinstance(out_indices, Iterable)
+        or not (out_indices := tuple(out_indices))
+        or not all(isinstance(i, int) and -NUM_STAGES <= i < NUM_STAGES for i in out_indices)
+    ):
+        raise ConfigError(
+            f'out_indices, a tuple or list, names one or more of the stages 0 ... {NUM_STAGES - 1} '
+            f'(or -{NUM_STAGES} ... -1), got {out_indices!r}'
+        )
     sorted_indices = tuple(sorted(i % NUM_STAGES for i in out_indices))
     if len(set(sorted_indices)) != len(sorted_indices):
         raise ConfigError(f'out_indices {out_indices} names a stage twice')
@@ -164,32 +223,48 @@ def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
 
 # Arguments of the official code, timm, mmpretrain and mmseg -> how to say the same here.
 OTHER_NAMES = {
-    **dict.fromkeys(('depths', 'dims', 'channels'),
-                    'arch=dict(depths=..., dims=...), or the name of an architecture'),
+    **dict.fromkeys(
+        ('depths', 'dims', 'channels'),
+        'arch=dict(depths=..., dims=...), or the name of an architecture',
+    ),
     **dict.fromkeys(('in_chans', 'num_channels'), 'in_channels'),
-    **dict.fromkeys(('with_cp', 'use_checkpoint', 'grad_checkpointing'),
-                    "checkpointing='mlp' or 'block'"),
+    **dict.fromkeys(
+        ('with_cp', 'use_checkpoint', 'grad_checkpointing'), "checkpointing='mlp' or 'block'"
+    ),
     **dict.fromkeys(('ls_init_value', 'layer_scale'), 'layer_scale_init_value'),
     **dict.fromkeys(('drop_path', 'stochastic_depth_prob'), 'drop_path_rate'),
-    **dict.fromkeys(('pretrained', 'checkpoint'),
-                    "init_cfg=dict(type='Pretrained', checkpoint=...)"),
+    **dict.fromkeys(
+        ('pretrained', 'checkpoint'), "init_cfg=dict(type='Pretrained', checkpoint=...)"
+    ),
     **{'use_grn': "arch='v2_...'", 'norm_out': 'out_norm'},
     'norm_cfg': 'nothing, or eps in arch=dict(...)',
-    **dict.fromkeys(('gap_before_final_norm', 'features_only', 'num_classes', 'head_init_scale',
-                     'stem_patch_size', 'linear_pw_conv', 'act_cfg'),
-                    'nothing: leave it out, this backbone has no such choice'),
+    **dict.fromkeys(
+        (
+            'gap_before_final_norm',
+            'features_only',
+            'num_classes',
+            'head_init_scale',
+            'stem_patch_size',
+            'linear_pw_conv',
+            'act_cfg',
+        ),
+        'nothing: leave it out, this backbone has no such choice',
+    ),
 }
 
 
 def _explain(unknown: Mapping) -> str:
     known = ', '.join(list(inspect.signature(ConvNeXt).parameters)[:-1])
     return 'ConvNeXt has no such argument:\n' + '\n'.join(
-        f'  {name}: here it is {OTHER_NAMES[name]}' if name in OTHER_NAMES else
-        f'  {name}: expected one of {known}' for name in unknown)
+        f'  {name}: here it is {OTHER_NAMES[name]}'
+        if name in OTHER_NAMES
+        else f'  {name}: expected one of {known}'
+        for name in unknown
+    )
 
 
 def _init(module: nn.Module) -> None:
     """Truncated normal of std 0.02, no bias: the official code's value (the paper's table 5 prints 0.2)."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
-        nn.init.trunc_normal_(module.weight, std=.02)
+        nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

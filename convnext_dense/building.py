@@ -1,4 +1,5 @@
 """Models of a config for looking at, not for training: nothing is fetched, nothing initialised."""
+
 from pathlib import Path
 from typing import Union
 
@@ -31,6 +32,7 @@ def load(model: nn.Module, checkpoint: Union[str, Path]) -> dict:
         WeightsError: it cannot be read, or is not of this model, to the last name and shape.
     """
     from .hooks import check_names  # imports MMEngine's runner, which nothing else here needs
+
     tensors, _, classes = read(checkpoint)
     tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
     check_names(model, tensors, heads_may_differ=False)
@@ -41,7 +43,9 @@ def load(model: nn.Module, checkpoint: Union[str, Path]) -> dict:
 def without_init(value):
     """A copy that names no weights, a teacher's neither, and no norm of mmcv's that wants distributed training."""
     if isinstance(value, dict):
-        return type(value)({key: without_init(inner) for key, inner in value.items() if key not in WEIGHTS})
+        return type(value)(
+            {key: without_init(inner) for key, inner in value.items() if key not in WEIGHTS}
+        )
     if isinstance(value, list):
         return [without_init(inner) for inner in value]
     return 'SyncBN' if isinstance(value, str) and value == 'MMSyncBN' else value

@@ -7,6 +7,7 @@ the whole map: V2 goes image by image and keeps the 4C-wide map of one image.
 ``takes_over`` alone decides between this file and the plain operators of layers.py. Private
 functions of torch are used in this file only, each with a check and the public way beside it.
 """
+
 from collections import deque
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,8 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .layers import (BLOCK, Block, GlobalResponseNorm, LayerNorm2d, altered_layer, is_watched,
-                     response_energy, response_scale)
+from .layers import (
+    BLOCK,
+    Block,
+    GlobalResponseNorm,
+    LayerNorm2d,
+    altered_layer,
+    is_watched,
+    response_energy,
+    response_scale,
+)
 
 RUN_BYTES = 8 << 20  # of what is 4C wide of a run: the cache of a core holds it a few times over
 SMALLEST_RUN = 1000  # pixels; fewer make slow products
@@ -42,6 +51,7 @@ def plain_operators() -> Iterator[None]:
 
 # ---- when it takes over ----
 
+
 def takes_over(x: Tensor, module: nn.Module, layers: Optional[Mapping] = None) -> bool:
     """Whether ``module`` (a stage, a block or an output norm) runs in this file for ``x``.
 
@@ -54,12 +64,16 @@ def takes_over(x: Tensor, module: nn.Module, layers: Optional[Mapping] = None) -
       types that ``layers`` names (name -> types; None: each child decides for itself);
     - ``plain_operators`` is not active.
     """
-    return (not (_is_compiling() or torch.jit.is_tracing() or _is_observed() or _switched_off.get())
-            and type(x) is Tensor and x.device.type == 'cpu' and not _is_small(x, module)
-            and not module.training
-            and not (torch.is_grad_enabled() and _has_gradient(x, module))
-            and not is_watched(module)
-            and (layers is None or altered_layer(module, layers) is None))
+    return (
+        not (_is_compiling() or torch.jit.is_tracing() or _is_observed() or _switched_off.get())
+        and type(x) is Tensor
+        and x.device.type == 'cpu'
+        and not _is_small(x, module)
+        and not module.training
+        and not (torch.is_grad_enabled() and _has_gradient(x, module))
+        and not is_watched(module)
+        and (layers is None or altered_layer(module, layers) is None)
+    )
 
 
 def _is_small(x, module):
@@ -74,23 +88,31 @@ def _has_gradient(x, module):
 
 # torch 2.1 has only the private function.
 _is_compiling = getattr(torch.compiler, 'is_compiling', None) or getattr(
-    torch._utils, 'is_compiling', lambda: True)
+    torch._utils, 'is_compiling', lambda: True
+)
 # Private: dispatch modes (FLOP counters, fake tensors) and torch.func's transforms.
-_OBSERVERS = [getattr(module, name, None) for module, name in (
-    (torch._C, '_len_torch_dispatch_stack'),
-    (getattr(torch._C, '_functorch', None), 'peek_interpreter_stack'))]
+_OBSERVERS = [
+    getattr(module, name, None)
+    for module, name in (
+        (torch._C, '_len_torch_dispatch_stack'),
+        (getattr(torch._C, '_functorch', None), 'peek_interpreter_stack'),
+    )
+]
 # Private: of hooks on all modules.
 _GLOBAL_HOOKS = '_global_forward_hooks', '_global_forward_pre_hooks'
 
 
 def _is_observed() -> bool:
     """Whether something has to see every operator; where torch cannot tell, it has."""
-    return (any(is_active is None or is_active() for is_active in _OBSERVERS)
-            or any(getattr(nn.modules.module, name, True) for name in _GLOBAL_HOOKS)
-            or getattr(forward_ad, '_current_level', 0) >= 0)
+    return (
+        any(is_active is None or is_active() for is_active in _OBSERVERS)
+        or any(getattr(nn.modules.module, name, True) for name in _GLOBAL_HOOKS)
+        or getattr(forward_ad, '_current_level', 0) >= 0
+    )
 
 
 # ---- what it does ----
+
 
 def steps(stage: nn.Sequential, x: Tensor) -> Sequence[Callable[[Tensor], Tensor]]:
     """A stage as functions to call in turn, the first with ``x``.
@@ -112,8 +134,11 @@ def _block(block: Block, x: Tensor) -> Tensor:
     y = block.dwconv(x).contiguous(memory_format=torch.channels_last)
     norm, grn, layer_scale = block.norm, block.grn, block.gamma
     # Autocast has cast the convolution, and would cast the linear layers to the same type.
-    w1, b1, w2, b2 = (parameter.to(y.dtype) for layer in (block.pwconv1, block.pwconv2)
-                      for parameter in (layer.weight, layer.bias))
+    w1, b1, w2, b2 = (
+        parameter.to(y.dtype)
+        for layer in (block.pwconv1, block.pwconv2)
+        for parameter in (layer.weight, layer.bias)
+    )
     affine = [None if value is None else value.to(y.dtype) for value in (norm.weight, norm.bias)]
     has_grn = isinstance(grn, GlobalResponseNorm)
     dtype = torch.promote_types(x.dtype, y.dtype if layer_scale is None else layer_scale.dtype)
@@ -125,6 +150,7 @@ def _block(block: Block, x: Tensor) -> Tensor:
         def hidden(run):
             normed = F.layer_norm(y[run], norm.normalized_shape, *affine, norm.eps)
             return F.gelu(F.linear(normed, w1, b1))
+
         second = w2, b2
         if has_grn:
             kept = deque(map(hidden, pieces))

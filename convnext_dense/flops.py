@@ -1,4 +1,5 @@
 """Parameters and multiply-adds of any mmdet or mmseg model, part by part, without weights or data."""
+
 from contextlib import ExitStack
 from typing import Dict, NamedTuple, Tuple
 
@@ -12,7 +13,10 @@ from .building import build
 from .errors import ConfigError
 from .fast_path import plain_operators
 
-BOXES, MASKS = 1000, 100  # through the box and mask heads, as the published figures of two-stage detectors count
+BOXES, MASKS = (
+    1000,
+    100,
+)  # through the box and mask heads, as the published figures of two-stage detectors count
 
 
 # What the papers' tool, mmcv's counter, adds to convolutions and matrix products, per element of the output.
@@ -58,12 +62,23 @@ def count(cfg: Config, size: Tuple[int, int]) -> Dict[str, Cost]:
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     # What reads values (deformable attention, say) needs real ones, and what has no raw outputs has to predict.
-    for device, mode in (('meta', 'tensor'), ('meta', 'predict'), ('cpu', 'tensor'), ('cpu', 'predict')):
+    for device, mode in (
+        ('meta', 'tensor'),
+        ('meta', 'predict'),
+        ('cpu', 'tensor'),
+        ('cpu', 'predict'),
+    ):
         try:
-            return _count(build(cfg.model, device).requires_grad_(False), torch.zeros(1, 3, *size, device=device), mode)
+            return _count(
+                build(cfg.model, device).requires_grad_(False),
+                torch.zeros(1, 3, *size, device=device),
+                mode,
+            )
         except Exception as error:
             reason = error
-    raise ConfigError(f'{cfg.model.type} does not run on an image of {size[0]} x {size[1]} zeros: {reason}') from reason
+    raise ConfigError(
+        f'{cfg.model.type} does not run on an image of {size[0]} x {size[1]} zeros: {reason}'
+    ) from reason
 
 
 def _count(model: nn.Module, image: torch.Tensor, mode: str) -> Dict[str, Cost]:
@@ -73,8 +88,14 @@ def _count(model: nn.Module, image: torch.Tensor, mode: str) -> Dict[str, Cost]:
             parts.update({f'{name}.{inner}': module for inner, module in child.named_children()})
         else:
             parts[name] = child
-    costs = {name: Cost(sum(p.numel() for p in part.parameters()), 0) for name, part in parts.items()}
-    costs['rest'] = Cost(sum(p.numel() for p in model.parameters()) - sum(cost.parameters for cost in costs.values()), 0)
+    costs = {
+        name: Cost(sum(p.numel() for p in part.parameters()), 0) for name, part in parts.items()
+    }
+    costs['rest'] = Cost(
+        sum(p.numel() for p in model.parameters())
+        - sum(cost.parameters for cost in costs.values()),
+        0,
+    )
     counter = Counter()
     with torch.no_grad(), plain_operators(), ExitStack() as watches, counter:
         for module in model.modules():
@@ -86,7 +107,8 @@ def _count(model: nn.Module, image: torch.Tensor, mode: str) -> Dict[str, Cost]:
         else:
             model(image, samples(model, image), mode=mode)
     costs['rest'] = costs['rest']._replace(
-        macs=counter.macs() - sum(cost.macs for name, cost in costs.items() if name != 'rest'))
+        macs=counter.macs() - sum(cost.macs for name, cost in costs.items() if name != 'rest')
+    )
     return {name: cost for name, cost in costs.items() if any(cost)}
 
 
@@ -100,7 +122,9 @@ def _two_stages(model, image):
     for kind, rois in (('bbox', BOXES), ('mask', MASKS)):
         heads = getattr(model.roi_head, f'{kind}_head', None)
         extractors = getattr(model.roi_head, f'{kind}_roi_extractor', None)
-        for i, head in enumerate(heads if isinstance(heads, nn.ModuleList) else [heads] if heads else []):
+        for i, head in enumerate(
+            heads if isinstance(heads, nn.ModuleList) else [heads] if heads else []
+        ):
             own = extractors[i] if isinstance(extractors, nn.ModuleList) else extractors
             pooled = image.new_zeros(rois, own.out_channels, *own.roi_layers[0].output_size)
             head(model.roi_head.shared_head(pooled) if model.roi_head.with_shared_head else pooled)
@@ -108,6 +132,7 @@ def _two_stages(model, image):
 
 def _watch(part, name, costs, counter, watches):
     """Add up what the calls of ``part`` cost. Not by hooks: mmseg calls the heads' ``forward`` itself."""
+
     def watch(module):
         forward = module.forward
 
@@ -116,6 +141,7 @@ def _watch(part, name, costs, counter, watches):
             outputs = forward(*args, **kwargs)
             costs[name] = costs[name]._replace(macs=costs[name].macs + counter.macs() - before)
             return outputs
+
         module.forward = counted
         watches.callback(delattr, module, 'forward')
 
@@ -124,8 +150,13 @@ def _watch(part, name, costs, counter, watches):
 
 
 def samples(model, image):
-    shape = dict(img_shape=image.shape[2:], batch_input_shape=image.shape[2:], ori_shape=image.shape[2:],
-                 pad_shape=image.shape[2:], scale_factor=(1., 1.))
+    shape = dict(
+        img_shape=image.shape[2:],
+        batch_input_shape=image.shape[2:],
+        ori_shape=image.shape[2:],
+        pad_shape=image.shape[2:],
+        scale_factor=(1.0, 1.0),
+    )
     if hasattr(model, 'decode_head'):
         from mmseg.structures import SegDataSample as Sample
     else:

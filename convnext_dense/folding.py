@@ -1,4 +1,5 @@
 """A model for inference: what is affine in ConvNeXt's blocks, folded into the linear layers."""
+
 import copy
 
 import torch
@@ -23,17 +24,25 @@ def fuse(model: nn.Module) -> nn.Module:
             that are not folded.
     """
     model = copy.deepcopy(model)
-    blocks = [(parent, name, child) for parent in model.modules()
-              for name, child in parent.named_children() if type(child) is Block]
+    blocks = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is Block
+    ]
     if not blocks:
         is_fused = any(isinstance(module, FusedBlock) for module in model.modules())
-        raise ConfigError('nothing to fuse: the model has no block of convnext_dense.ConvNeXt'
-                          + ' that is not fused' * is_fused)
+        raise ConfigError(
+            'nothing to fuse: the model has no block of convnext_dense.ConvNeXt'
+            + ' that is not fused' * is_fused
+        )
     for parent, name, block in blocks:
         altered = altered_layer(block, BLOCK)
         if altered:
-            raise ConfigError(f'{altered} of a block has been replaced or has hooks, and its weights '
-                              'alone do not say what it does: merge or remove that first')
+            raise ConfigError(
+                f'{altered} of a block has been replaced or has hooks, and its weights '
+                'alone do not say what it does: merge or remove that first'
+            )
         setattr(parent, name, FusedBlock(block))
     for backbone in model.modules():
         if isinstance(backbone, ConvNeXt):
@@ -46,15 +55,17 @@ class FusedBlock(Block):
 
     def __init__(self, block: Block):
         nn.Module.__init__(self)
-        self.drop_path_rate, self.recompute, self.gamma = 0., 'none', None
+        self.drop_path_rate, self.recompute, self.gamma = 0.0, 'none', None
         self.dwconv, self.pwconv1, self.act = block.dwconv, block.pwconv1, block.act
         self.grn, self.pwconv2 = block.grn, block.pwconv2
         self.norm = nn.LayerNorm(block.norm.normalized_shape, block.norm.eps, False)
 
         first, second, norm = block.pwconv1, block.pwconv2, block.norm
         w1, b1, w2, b2, norm_weight, norm_bias = (
-            parameter.detach().double() for layer in (first, second, norm)
-            for parameter in (layer.weight, layer.bias))
+            parameter.detach().double()
+            for layer in (first, second, norm)
+            for parameter in (layer.weight, layer.bias)
+        )
         _set(first, weight=w1 * norm_weight, bias=b1 + w1 @ norm_bias)
         if isinstance(self.grn, GlobalResponseNorm):
             beta = self.grn.beta.detach().double()
@@ -66,14 +77,18 @@ class FusedBlock(Block):
 
     def train(self, mode: bool = True) -> 'FusedBlock':
         if mode:
-            raise ConfigError('a fused model cannot be trained: its weights are folded. Train the '
-                              'model that it was made from, and fuse that again')
+            raise ConfigError(
+                'a fused model cannot be trained: its weights are folded. Train the '
+                'model that it was made from, and fuse that again'
+            )
         return super().train(mode)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if f'{prefix}norm.weight' in state_dict:
-            raise ConfigError(f'the weights of {prefix.rstrip(".")} are not folded: load them into '
-                              'the model first, then fuse it')
+            raise ConfigError(
+                f'the weights of {prefix.rstrip(".")} are not folded: load them into '
+                'the model first, then fuse it'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -3,6 +3,7 @@
 The rules are those of the official ConvNeXt code for COCO (``layer_wise``) and ADE20K
 (``stage_wise``).
 """
+
 import re
 from collections import Counter
 from typing import Dict, List, Sequence
@@ -54,7 +55,8 @@ def layer_id(name: str, depths: Sequence[int], decay_type: str, num_layers: int 
         raise ConfigError(
             f'parameter {name!r} of the backbone has no layer, and so no learning rate: expected '
             'downsample_layers.K.*, stages.K.* or normK.*, K from 0 to 3. Add it to a stage or to '
-            "a block, whose rate it then has, or outside of the backbone for the heads' rate")
+            "a block, whose rate it then has, or outside of the backbone for the heads' rate"
+        )
     part, stage = match[1], int(match[2])
     if part == 'norm':
         return num_layers + 1
@@ -69,7 +71,7 @@ def layer_id(name: str, depths: Sequence[int], decay_type: str, num_layers: int 
 
 def lr_scale(layer: int, decay_rate: float, num_layers: int) -> float:
     """Factor on the base learning rate: 1 for the heads, times ``decay_rate`` per layer below."""
-    return decay_rate**(num_layers + 1 - layer)
+    return decay_rate ** (num_layers + 1 - layer)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -110,8 +112,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # Also covers an empty paramwise_cfg, with which MMEngine would build one flat group
         # without a word.
         if not needed <= set(cfg) <= needed | optional:
-            raise ConfigError('paramwise_cfg needs decay_rate and decay_type, may have num_layers '
-                              f'and custom_keys, and takes nothing else; got {dict(cfg)}')
+            raise ConfigError(
+                'paramwise_cfg needs decay_rate and decay_type, may have num_layers '
+                f'and custom_keys, and takes nothing else; got {dict(cfg)}'
+            )
         if cfg['decay_type'] not in DECAY_TYPES:
             raise ConfigError(f'decay_type is one of {DECAY_TYPES}, not {cfg["decay_type"]!r}')
         if not 0 < cfg['decay_rate'] <= 1:
@@ -119,7 +123,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for key, change in cfg.get('custom_keys', {}).items():
             if not set(change) <= {'lr_mult', 'decay_mult'}:
                 raise ConfigError(
-                    f'custom_keys: {key!r} takes lr_mult and decay_mult, not {dict(change)}')
+                    f'custom_keys: {key!r} takes lr_mult and decay_mult, not {dict(change)}'
+                )
         if self.base_lr is None or self.base_wd is None:
             raise ConfigError('the optimizer of a layer-decay recipe needs lr and weight_decay')
 
@@ -132,7 +137,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ConfigError(
                 f'num_layers={num_layers} is too small, or no integer, for depths {depths}, which '
                 f'make {implied} layers: some would share a rate or exceed that of the heads. '
-                'Leave it out')
+                'Leave it out'
+            )
         decay_rate, decay_type = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['decay_type']
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
 
@@ -145,7 +151,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             prefix = next((prefix for prefix in prefixes if clean.startswith(prefix)), None)
             layer = num_layers + 1  # the heads
             if prefix is not None:
-                layer = layer_id(clean[len(prefix):], depths, decay_type, num_layers)
+                layer = layer_id(clean[len(prefix) :], depths, decay_type, num_layers)
             decays = self._dims[parameter] != 1 and not name.endswith('.bias')
             custom = max((key for key in custom_keys if key in clean), key=len, default='')
             unused.discard(custom)
@@ -153,20 +159,30 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             key += f'_{custom}' if custom else ''
             if key not in groups:
                 change = custom_keys.get(custom, {})
-                scale = lr_scale(layer, decay_rate, num_layers) * change.get('lr_mult', 1.)
-                decay = self.base_wd * change.get('decay_mult', 1.) if decays else 0.
-                groups[key] = dict(weight_decay=decay, params=[], param_names=[], lr_scale=scale,
-                                   group_name=key, lr=self.base_lr * scale)
+                scale = lr_scale(layer, decay_rate, num_layers) * change.get('lr_mult', 1.0)
+                decay = self.base_wd * change.get('decay_mult', 1.0) if decays else 0.0
+                groups[key] = dict(
+                    weight_decay=decay,
+                    params=[],
+                    param_names=[],
+                    lr_scale=scale,
+                    group_name=key,
+                    lr=self.base_lr * scale,
+                )
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
         if unused:
             raise ConfigError(
                 'custom_keys: no parameter that is trained has '
                 f'{", ".join(map(repr, sorted(unused)))} in its name, or a longer key fits all '
-                'that have')
+                'that have'
+            )
         params.extend(groups.values())
-        print_log(f'{decay_type} learning-rate decay {decay_rate}, {num_layers} layers\n'
-                  f'{format_groups(params)}', logger='current')
+        print_log(
+            f'{decay_type} learning-rate decay {decay_rate}, {num_layers} layers\n'
+            f'{format_groups(params)}',
+            logger='current',
+        )
 
 
 def _unsharded_dims(model: nn.Module) -> Dict[Tensor, int]:
@@ -186,19 +202,24 @@ def _unsharded_dims(model: nn.Module) -> Dict[Tensor, int]:
         if getattr(parameter, '_fsdp_flattened', False) and parameter not in dims:
             raise ConfigError(
                 f'layer-wise decay needs the whole shape of {name}, and FSDP hides it: wrap with '
-                'use_orig_params=True, and build the optimizer from the outermost module')
+                'use_orig_params=True, and build the optimizer from the outermost module'
+            )
         dims.setdefault(parameter, parameter.dim())
     return dims
 
 
 def _find_backbones(model: nn.Module):
     """Prefixes with a trailing dot, and the depths that all have."""
-    backbones = {WRAPPER.sub('', f'{name}.' if name else ''): module.depths
-                 for name, module in model.named_modules() if isinstance(module, ConvNeXt)}
+    backbones = {
+        WRAPPER.sub('', f'{name}.' if name else ''): module.depths
+        for name, module in model.named_modules()
+        if isinstance(module, ConvNeXt)
+    }
     if len(set(backbones.values())) != 1:
         raise ConfigError(
             'layer-wise decay needs a convnext_dense.ConvNeXt in the model, or several of the '
-            f'same depths; got {backbones or "none"} in {type(model).__name__}')
+            f'same depths; got {backbones or "none"} in {type(model).__name__}'
+        )
     return list(backbones), next(iter(backbones.values()))
 
 
@@ -206,14 +227,20 @@ def format_groups(groups: List[dict]) -> str:
     """One line per layer: learning rate, scale, and how many tensors are decayed or not."""
     layers = {}
     for group in groups:
-        layer, kind, custom = re.fullmatch(r'layer_(\d+)_(no_decay|decay)_?(.*)',
-                                           group['group_name']).groups()
-        row = layers.setdefault((int(layer), custom),
-                                Counter(lr=group['lr'], lr_scale=group['lr_scale']))
+        layer, kind, custom = re.fullmatch(
+            r'layer_(\d+)_(no_decay|decay)_?(.*)', group['group_name']
+        ).groups()
+        row = layers.setdefault(
+            (int(layer), custom), Counter(lr=group['lr'], lr_scale=group['lr_scale'])
+        )
         row[kind] += len(group['params'])
-    lines = ['(tensors with and without weight decay; layer 0 is the stem, the last the heads)',
-             f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}']
-    lines += [f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} '
-              f'{row["no_decay"]:>5}  {custom}'.rstrip()
-              for (layer, custom), row in sorted(layers.items())]
+    lines = [
+        '(tensors with and without weight decay; layer 0 is the stem, the last the heads)',
+        f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}',
+    ]
+    lines += [
+        f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} '
+        f'{row["no_decay"]:>5}  {custom}'.rstrip()
+        for (layer, custom), row in sorted(layers.items())
+    ]
     return '\n'.join(lines)

@@ -3,6 +3,7 @@
 Training, GPUs, compilers, exporters, FLOP counters, hooks and torch.func run this file.
 Maps are (N, C, H, W) in channels-last memory, so that every permute is a view.
 """
+
 from typing import Callable, Mapping, Optional, Tuple
 
 import torch
@@ -33,8 +34,16 @@ class Block(nn.Module):
         ConfigError: torch.func's grad, vjp or hessian meets ``recompute`` other than ``'none'``.
     """
 
-    def __init__(self, dim: int, drop_path_rate: float = 0., layer_scale_init_value: float = 1.,
-                 dilation: int = 1, recompute: str = 'none', generation: int = 1, eps: float = 1e-6):
+    def __init__(
+        self,
+        dim: int,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1.0,
+        dilation: int = 1,
+        recompute: str = 'none',
+        generation: int = 1,
+        eps: float = 1e-6,
+    ):
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3 * dilation, dilation=dilation, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=eps)
@@ -42,8 +51,11 @@ class Block(nn.Module):
         self.act = nn.GELU()
         self.grn = GlobalResponseNorm(4 * dim) if generation == 2 else nn.Identity()
         self.pwconv2 = nn.Linear(4 * dim, dim)
-        self.gamma = (nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
-                      if generation == 1 else None)
+        self.gamma = (
+            nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
+            if generation == 1
+            else None
+        )
         self.drop_path_rate = drop_path_rate
         self.recompute = recompute
 
@@ -78,7 +90,8 @@ class Block(nn.Module):
                 raise
             raise ConfigError(
                 f'torch.func cannot differentiate checkpointing={part!r}: it does not support '
-                "torch.utils.checkpoint. Use checkpointing='none'") from error
+                "torch.utils.checkpoint. Use checkpointing='none'"
+            ) from error
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -130,8 +143,13 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
 
 
 BLOCK = {  # layers of a block as it is built
-    'dwconv': (nn.Conv2d,), 'norm': (nn.LayerNorm,), 'pwconv1': (nn.Linear,), 'act': (nn.GELU,),
-    'grn': (nn.Identity, GlobalResponseNorm), 'pwconv2': (nn.Linear,)}
+    'dwconv': (nn.Conv2d,),
+    'norm': (nn.LayerNorm,),
+    'pwconv1': (nn.Linear,),
+    'act': (nn.GELU,),
+    'grn': (nn.Identity, GlobalResponseNorm),
+    'pwconv2': (nn.Linear,),
+}
 
 
 def altered_layer(module: nn.Module, layers: Mapping[str, Tuple[type, ...]]) -> Optional[str]:
@@ -139,12 +157,21 @@ def altered_layer(module: nn.Module, layers: Mapping[str, Tuple[type, ...]]) -> 
 
     Its weights do not say what it does.
     """
-    return next((name for name, layer in module.named_children()
-                 if type(layer) not in layers.get(name, ()) or is_watched(layer)), None)
+    return next(
+        (
+            name
+            for name, layer in module.named_children()
+            if type(layer) not in layers.get(name, ()) or is_watched(layer)
+        ),
+        None,
+    )
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether a call does more than the class's ``forward``: hooks, another forward, a compiler."""
     hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-    return ('forward' in vars(module) or any(getattr(module, name) for name in hooks)
-            or getattr(module, '_compiled_call_impl', None) is not None)
+    return (
+        'forward' in vars(module)
+        or any(getattr(module, name) for name in hooks)
+        or getattr(module, '_compiled_call_impl', None) is not None
+    )

@@ -1,4 +1,5 @@
 """Pictures read as people see them, and label maps as pictures: the same colours and the same legend wherever a class is shown."""
+
 import colorsys
 from pathlib import Path
 from typing import BinaryIO, Optional, Sequence, Tuple, Union
@@ -11,8 +12,15 @@ Colours = Sequence[Sequence[int]]  # (classes, 3), RGB, 0 ... 255
 
 def distinct_colours(count: int) -> Tuple[Tuple[int, int, int], ...]:
     """For classes that come without: hues by the golden angle, in three shades, so that neighbours differ most."""
-    return tuple(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i * .618034 % 1, (.75, .5, .9)[i % 3], (.9, .7, .55)[i // 3 % 3]))
-                 for i in range(count))
+    return tuple(
+        tuple(
+            round(255 * part)
+            for part in colorsys.hsv_to_rgb(
+                i * 0.618034 % 1, (0.75, 0.5, 0.9)[i % 3], (0.9, 0.7, 0.55)[i // 3 % 3]
+            )
+        )
+        for i in range(count)
+    )
 
 
 def read(file: Union[Path, BinaryIO]) -> Tuple[np.ndarray, Optional[str]]:
@@ -30,12 +38,18 @@ def read(file: Union[Path, BinaryIO]) -> Tuple[np.ndarray, Optional[str]]:
         if mode == 'F':
             raise ValueError('its pixels are floating-point numbers, expected 8 or 16 bits')
         if mode.startswith('I'):
-            picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            picture = Image.fromarray(
+                (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            )
         note = {'CMYK': 'CMYK, converted to RGB', 'RGBA': 'the alpha channel is left out'}.get(mode)
-        return np.asarray(picture.convert('RGB')), '16 bits, the upper 8 are used' if mode.startswith('I') else note
+        return np.asarray(
+            picture.convert('RGB')
+        ), '16 bits, the upper 8 are used' if mode.startswith('I') else note
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, colours: Colours, opacity: float = .55) -> np.ndarray:
+def overlay(
+    image: np.ndarray, labels: np.ndarray, colours: Colours, opacity: float = 0.55
+) -> np.ndarray:
     """Image (H, W, 3) uint8 under the colours of a label map (H, W), with white lines between classes. Labels without a
     colour (255: unknown) leave the image as it is."""
     known = labels < len(colours)
@@ -73,5 +87,7 @@ def with_legend(picture: np.ndarray, names: Sequence[str], colours: Colours) -> 
 def save_labels(labels: np.ndarray, colours: Colours, path) -> None:
     """A label map (H, W) of numbers below 256 as a PNG whose pixels are these numbers, and which viewers show in the colours."""
     picture = Image.fromarray(labels.astype(np.uint8)).convert('P')
-    picture.putpalette(np.asarray(colours, np.uint8).tobytes().ljust(3 * 256, b'\0'))  # whole, or 255 would be written in 4 bits
+    picture.putpalette(
+        np.asarray(colours, np.uint8).tobytes().ljust(3 * 256, b'\0')
+    )  # whole, or 255 would be written in 4 bits
     picture.save(path)

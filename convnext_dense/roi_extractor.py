@@ -1,4 +1,5 @@
 """mmdet's RoI extractor, safe on channels-last maps. Needs mmdet; the Mask R-CNN base config imports it."""
+
 from typing import Optional, Sequence
 
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor as MMDetSingleRoIExtractor
@@ -13,6 +14,8 @@ class SingleRoIExtractor(MMDetSingleRoIExtractor):
     a neck whose weights are channels-last (``model.to(memory_format=torch.channels_last)``) turns its maps again.
     """
 
-    def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: Optional[float] = None) -> Tensor:
+    def forward(
+        self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: Optional[float] = None
+    ) -> Tensor:
         """Maps (N, C, H_i, W_i) and RoIs (K, 5) -> (K, C, output_size, output_size)."""
         return super().forward(tuple(f.contiguous() for f in feats), rois, roi_scale_factor)

@@ -1,4 +1,5 @@
 """Steps of a data pipeline."""
+
 from typing import Sequence
 
 import numpy as np
@@ -18,5 +19,7 @@ class IgnoreLabels:
     def __call__(self, results: dict) -> dict:
         if 'gt_seg_map' in results:
             found = results['gt_seg_map']
-            results['gt_seg_map'] = np.where(np.isin(found, self.labels), self.ignore_index, found).astype(found.dtype)
+            results['gt_seg_map'] = np.where(
+                np.isin(found, self.labels), self.ignore_index, found
+            ).astype(found.dtype)
         return results

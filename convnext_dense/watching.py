@@ -1,4 +1,5 @@
 """Hooks that show how a training goes: curves and examples as pictures in the work dir, renewed at every evaluation."""
+
 from io import BytesIO
 from pathlib import Path
 from typing import Set, Tuple
@@ -32,6 +33,7 @@ class CurvesHook(Hook):
         from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure  # not pyplot: it would change the user's backend
+
         figure = Figure(figsize=(15, 5.6), layout='constrained')
         FigureCanvasAgg(figure)
         loss, metric, rate = figure.subplots(1, 3)
@@ -42,20 +44,40 @@ class CurvesHook(Hook):
             kind, _, name = name.partition('/')
             if kind == 'train' and 'loss' in name:
                 loss.plot(*_averaged(values), label=name, linewidth=2.5 if name == 'loss' else 1)
-            elif kind == 'val' and not name.endswith('time') and (values >= 0).any():  # COCO says -1 where there are no such objects
-                at = curves[STEPS][-len(values):]  # a run that began without this hook has more values
-                metric.plot(at, values[-len(at):], marker='o', markersize=4, label=name)
+            elif (
+                kind == 'val' and not name.endswith('time') and (values >= 0).any()
+            ):  # COCO says -1 where there are no such objects
+                at = curves[STEPS][
+                    -len(values) :
+                ]  # a run that began without this hook has more values
+                metric.plot(at, values[-len(at) :], marker='o', markersize=4, label=name)
         base = curves.get('train/base_lr', curves.get('train/lr', np.zeros(0)))
-        scales = sorted({group.get('lr_scale', 1.) for group in _groups(runner.optim_wrapper)}, reverse=True)
+        scales = sorted(
+            {group.get('lr_scale', 1.0) for group in _groups(runner.optim_wrapper)}, reverse=True
+        )
         for i, scale in enumerate(scales):
-            rate.plot(np.arange(1, len(base) + 1), base * scale, color=(.1, .2 + .6 * i / len(scales), .9 - .6 * i / len(scales)),
-                      label=f'layers at {scale:.3g} of it' if i else 'heads' if len(scales) > 1 else 'all')
-        for axis, title in ((loss, 'training losses'), (metric, 'evaluation'), (rate, 'learning rate')):
+            rate.plot(
+                np.arange(1, len(base) + 1),
+                base * scale,
+                color=(0.1, 0.2 + 0.6 * i / len(scales), 0.9 - 0.6 * i / len(scales)),
+                label=f'layers at {scale:.3g} of it'
+                if i
+                else 'heads'
+                if len(scales) > 1
+                else 'all',
+            )
+        for axis, title in (
+            (loss, 'training losses'),
+            (metric, 'evaluation'),
+            (rate, 'learning rate'),
+        ):
             axis.set(title=title, xlabel='iteration')
             axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-            axis.grid(alpha=.3)
+            axis.grid(alpha=0.3)
             if axis.lines:
-                axis.legend(fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.12), ncols=3)  # below: it would hide lines
+                axis.legend(
+                    fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=3
+                )  # below: it would hide lines
         loss.set_ylim(0)
         figure.savefig(path, dpi=100)
 
@@ -80,7 +102,9 @@ class ExamplesHook(Hook):
     @master_only
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if runner.iter and batch_idx in self._chosen:
-            _try(runner, lambda: self._rows.append(draw_example(runner.visualizer, outputs[0].cpu())))
+            _try(
+                runner, lambda: self._rows.append(draw_example(runner.visualizer, outputs[0].cpu()))
+            )
 
     @master_only
     def after_val_epoch(self, runner, metrics=None) -> None:
@@ -89,9 +113,15 @@ class ExamplesHook(Hook):
 
     def _save(self, runner):
         width = max(row.shape[1] for row, _ in self._rows)
-        rows = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row, _ in self._rows]
+        rows = [
+            np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+            for row, _ in self._rows
+        ]
         present = sorted(set().union(*(present for _, present in self._rows)))
-        names, colours = ([runner.visualizer.dataset_meta[key][i] for i in present] for key in ('classes', 'palette'))
+        names, colours = (
+            [runner.visualizer.dataset_meta[key][i] for i in present]
+            for key in ('classes', 'palette')
+        )
         picture = with_legend(np.concatenate(rows), names, colours)
         Image.fromarray(picture).save(_place(runner, f'examples/iter_{runner.iter}.png'))
         runner.visualizer.add_image('examples', picture, step=runner.iter)
@@ -106,7 +136,11 @@ def draw_example(visualizer, sample) -> Tuple[np.ndarray, Set[int]]:
         own.dataset_meta = meta
         own.add_datasample('example', image, sample)
         return own.get_image(), set()
-    maps = [sample.get(name).data.squeeze(0).numpy() for name in ('gt_sem_seg', 'pred_sem_seg') if name in sample]
+    maps = [
+        sample.get(name).data.squeeze(0).numpy()
+        for name in ('gt_sem_seg', 'pred_sem_seg')
+        if name in sample
+    ]
     present = set(np.unique(maps).tolist()) & set(range(len(meta['classes'])))
     return np.concatenate([overlay(image, one, meta['palette']) for one in maps], axis=1), present
 
@@ -119,7 +153,11 @@ def _averaged(values):
 
 def _groups(optim_wrapper):
     """Of one optimiser, or of several in a dict."""
-    parts = [optim_wrapper] if hasattr(optim_wrapper, 'param_groups') else [part for _, part in optim_wrapper.items()]
+    parts = (
+        [optim_wrapper]
+        if hasattr(optim_wrapper, 'param_groups')
+        else [part for _, part in optim_wrapper.items()]
+    )
     return [group for part in parts for group in part.param_groups]
 
 

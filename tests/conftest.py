@@ -1,4 +1,5 @@
 """Shared fixtures: generated data, real data where it is there, and runs of our tools as a user starts them."""
+
 import importlib.util
 import os
 import runpy
@@ -31,13 +32,17 @@ CAPABILITIES = {  # what torch 2.1 cannot do, or what is not installed beside it
     'half convolution on the CPU': _half_convolution(),
     'export with dynamic sizes': hasattr(torch, 'export') and hasattr(torch.export, 'Dim'),
     'ONNX export': importlib.util.find_spec('onnxscript') is not None,
-    'DINOv3 in transformers': importlib.util.find_spec('transformers.models.dinov3_convnext') is not None,
+    'DINOv3 in transformers': importlib.util.find_spec('transformers.models.dinov3_convnext')
+    is not None,
 }
 # All that may be skipped, and for want of what. Any other skip, or one of these that is not skipped, fails the run.
 SKIPS = {
-    'half convolution on the CPU': {'test_half_precision_on_the_cpu', 'test_half_precision_at_1024_pixels',
-                                       'test_naive_response_norm_overflows',
-                                       'test_a_small_layer_scale_overflows_no_gradient'},
+    'half convolution on the CPU': {
+        'test_half_precision_on_the_cpu',
+        'test_half_precision_at_1024_pixels',
+        'test_naive_response_norm_overflows',
+        'test_a_small_layer_scale_overflows_no_gradient',
+    },
     'export with dynamic sizes': {'test_exported_program_runs_at_other_sizes'},
     'ONNX export': {'test_onnx_runs_at_other_sizes'},
     'DINOv3 in transformers': {'test_features_equal_dinov3'},
@@ -52,12 +57,18 @@ def needs(capability):
 def pytest_terminal_summary(terminalreporter):
     reporter = terminalreporter
     name = lambda report: report.nodeid.rpartition('::')[2].partition('[')[0]  # noqa: E731
-    skipped = {name(report) for report in reporter.stats.get('skipped', []) if REAL_DATA not in str(report.longrepr)}
+    skipped = {
+        name(report)
+        for report in reporter.stats.get('skipped', [])
+        if REAL_DATA not in str(report.longrepr)
+    }
     ran = {name(report) for key in ('passed', 'failed') for report in reporter.stats.get(key, [])}
     allowed = set().union(*(tests for want, tests in SKIPS.items() if not CAPABILITIES[want]))
     wrong = (skipped - allowed) | (allowed & ran)
     if wrong:
-        reporter.write_line(f'skips differ from the list in tests/conftest.py: {sorted(wrong)}', red=True)
+        reporter.write_line(
+            f'skips differ from the list in tests/conftest.py: {sorted(wrong)}', red=True
+        )
         reporter._session.exitstatus = 1
 
 
@@ -70,6 +81,7 @@ def _seed():
 def scenes(tmp_path_factory):
     """Folder with a few generated scenes in COCO (``coco``) and ADE20K (``ade``) layout."""
     import demo_data
+
     folder = tmp_path_factory.mktemp('scenes') / 'data'
     demo_data.write(folder, dict(train=16, val=4, test=4))
     return folder
@@ -84,10 +96,12 @@ def real_data_root():
 @pytest.fixture(scope='session')
 def real_data(real_data_root):
     """``real_data(name)`` is a folder of real images; skips where it is absent."""
+
     def find(name):
         if not (real_data_root / name).is_dir():
             pytest.skip(f'{REAL_DATA} at {real_data_root / name}')
         return real_data_root / name
+
     return find
 
 
@@ -103,18 +117,25 @@ def randomise(net):
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if 'grn' in name or name.endswith('bias'):
-                parameter.normal_(0, .1)
+                parameter.normal_(0, 0.1)
             elif name.endswith('gamma') or 'layer_scale' in name or parameter.dim() == 1:
-                parameter.uniform_(.5, 1.5)
+                parameter.uniform_(0.5, 1.5)
             else:
-                parameter.normal_(0, parameter[0].numel()**-.5)
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
     return net.eval()
 
 
 def start(*command, cwd=ROOT, **kwargs):
     """Start a Python script of the clone; its output comes as text."""
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **kwargs,
+    )
 
 
 def run(*command, ok=True, cwd=ROOT, **kwargs):
@@ -148,6 +169,7 @@ def _in_group(rank, work, folder):
 def exits(capsys, monkeypatch):
     """``exits(script, *arguments)`` runs a script that is to stop before it does any work, here, where everything is
     imported already. Returns all that the user would see."""
+
     def run_here(script, *arguments):
         monkeypatch.setattr(sys, 'argv', [str(script), *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
@@ -155,17 +177,30 @@ def exits(capsys, monkeypatch):
         printed = capsys.readouterr()
         message = stopped.value.code if isinstance(stopped.value.code, str) else ''
         return printed.out + printed.err + message
+
     return run_here
 
 
 def demo_options(task, scenes, **more):
     """Options that point a demo config at generated scenes, load in the main process, log each iteration and draw nothing."""
     options = {f'{split}_dataloader.num_workers': 0 for split in ('train', 'val', 'test')}
-    options |= {'train_dataloader.persistent_workers': False, 'default_hooks.logger.interval': 1, 'custom_hooks': '[]'} | more
-    return ['--data-root', scenes / task, '--cfg-options', *(f'{key}={value}' for key, value in options.items() if value is not None)]
+    options |= {
+        'train_dataloader.persistent_workers': False,
+        'default_hooks.logger.interval': 1,
+        'custom_hooks': '[]',
+    } | more
+    return [
+        '--data-root',
+        scenes / task,
+        '--cfg-options',
+        *(f'{key}={value}' for key, value in options.items() if value is not None),
+    ]
 
 
-DEMO = dict(coco='configs/demo/mask-rcnn_convnext-atto_shapes.py', ade='configs/demo/upernet_convnext-atto_shapes.py')
+DEMO = dict(
+    coco='configs/demo/mask-rcnn_convnext-atto_shapes.py',
+    ade='configs/demo/upernet_convnext-atto_shapes.py',
+)
 COCO_T = 'configs/coco/mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco.py'
 ADE_T = 'configs/ade20k/upernet_convnext-t-in1k_8xb2-amp-160k_ade20k-512x512.py'
 ALL_CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*/*.py'))

@@ -1,4 +1,5 @@
 """The block in every mode of recomputation: gradients, precision, memory, and who else looks at it."""
+
 import copy
 
 import timm
@@ -32,16 +33,25 @@ def gradients(net, image, targets):
     image = image.clone(memory_format=torch.channels_last).requires_grad_()
     net.zero_grad()
     is_ours = isinstance(net, ConvNeXt)
-    maps = net(image) if is_ours else net.forward_intermediates(image, indices=4, intermediates_only=True)
-    sum((fmap.float() * target).sum() if target.dtype == torch.float32 else (fmap * target).sum()
-        for fmap, target in zip(maps, targets)).backward()
+    maps = (
+        net(image)
+        if is_ours
+        else net.forward_intermediates(image, indices=4, intermediates_only=True)
+    )
+    sum(
+        (fmap.float() * target).sum() if target.dtype == torch.float32 else (fmap * target).sum()
+        for fmap, target in zip(maps, targets)
+    ).backward()
     by_name = {name: parameter.grad for name, parameter in net.named_parameters()}
     return dict(convert(by_name, 'timm').tensors if is_ours else by_name, image=image.grad)
 
 
 def differences(a, b):
     assert a.keys() == b.keys()
-    return {name: ((a[name].double() - b[name].double()).norm() / b[name].double().norm()).item() for name in b}
+    return {
+        name: ((a[name].double() - b[name].double()).norm() / b[name].double().norm()).item()
+        for name in b
+    }
 
 
 @mark.parametrize('dtype, bound', [(torch.float32, 2e-5), (torch.float64, 1e-11)])
@@ -61,10 +71,14 @@ def test_mixed_precision_is_as_precise_as_timm(arch, mode):
     net, peer = net_and_peer(arch, mode)
     image = torch.randn(2, 3, 64, 96)
     targets = [torch.randn_like(fmap) for fmap in net(image)]
-    exact = gradients(copy.deepcopy(peer).double(), image.double(), [target.double() for target in targets])
+    exact = gradients(
+        copy.deepcopy(peer).double(), image.double(), [target.double() for target in targets]
+    )
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        ours, theirs = (differences(gradients(model, image, targets), exact) for model in (net, peer))
-    assert sum(ours.values()) < 1.1 * sum(theirs.values()) and max(ours.values()) < .1
+        ours, theirs = (
+            differences(gradients(model, image, targets), exact) for model in (net, peer)
+        )
+    assert sum(ours.values()) < 1.1 * sum(theirs.values()) and max(ours.values()) < 0.1
 
 
 @needs('half convolution on the CPU')
@@ -75,7 +89,7 @@ def test_a_small_layer_scale_overflows_no_gradient(mode):
     with torch.no_grad():
         block.gamma.fill_(1e-6)
     x, target = torch.randn(2, 16, 24, 24), 100 * torch.randn(2, 16, 24, 24)
-    scale = 2.**16  # with which a GradScaler begins
+    scale = 2.0**16  # with which a GradScaler begins
     with torch.autocast('cpu', dtype=torch.float16):
         out = block(x)
     (scale * (out.float() * target).sum()).backward()
@@ -84,14 +98,18 @@ def test_a_small_layer_scale_overflows_no_gradient(mode):
     block.zero_grad()
     (block(x) * target).sum().backward()
     for name, parameter in block.named_parameters():
-        assert (half[name] - parameter.grad).norm() < .02 * parameter.grad.norm(), name
+        assert (half[name] - parameter.grad).norm() < 0.02 * parameter.grad.norm(), name
 
 
 @mark.parametrize('mode', MODES)
 @mark.parametrize('generation', [1, 2])
 def test_first_and_second_derivatives(generation, mode):
     block = randomise(Block(4, generation=generation, recompute=mode)).double().train()
-    x = torch.randn(2, 4, 3, 5, dtype=torch.double).contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = (
+        torch.randn(2, 4, 3, 5, dtype=torch.double)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     inputs = (x, *block.parameters())
     assert torch.autograd.gradcheck(lambda x, *_: block(x), inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda x, *_: block(x), inputs, fast_mode=True)
@@ -103,14 +121,20 @@ def test_memory_of_a_training_step(arch):
     peaks = {}
     nets = {mode: net_and_peer(arch, mode)[0] for mode in MODES}
     for name, net in {**nets, 'timm': net_and_peer(arch)[1]}.items():
+
         def step():
             net.zero_grad(set_to_none=False)
-            maps = net(image) if name != 'timm' else net.forward_intermediates(image, indices=4, intermediates_only=True)
+            maps = (
+                net(image)
+                if name != 'timm'
+                else net.forward_intermediates(image, indices=4, intermediates_only=True)
+            )
             sum(fmap.sum() for fmap in maps).backward()
+
         step()
         peaks[name] = peak_memory(step, 'cpu')
     assert peaks['none'] < 1.05 * peaks['timm'], peaks
-    assert peaks['mlp'] < .5 * peaks['none'] and peaks['block'] < peaks['mlp'], peaks
+    assert peaks['mlp'] < 0.5 * peaks['none'] and peaks['block'] < peaks['mlp'], peaks
 
 
 @mark.parametrize('mode', ['mlp', 'block'])
@@ -119,7 +143,7 @@ def test_a_dropout_in_the_recomputed_part_keeps_its_mask(mode):
     blocks[1].load_state_dict(blocks[0].state_dict())
     x, grads = torch.randn(2, 8, 16, 16), []
     for block in blocks:
-        block.pwconv2 = nn.Sequential(nn.Dropout(.5), block.pwconv2)
+        block.pwconv2 = nn.Sequential(nn.Dropout(0.5), block.pwconv2)
         torch.manual_seed(3)
         block(x).square().sum().backward()
         grads.append(block.pwconv1.weight.grad)
@@ -147,7 +171,12 @@ def test_an_empty_batch_gives_empty_maps():
     net = ConvNeXt('atto')
     for mode in (True, False):
         maps = net.train(mode)(torch.zeros(0, 3, 64, 64))
-        assert [tuple(fmap.shape) for fmap in maps] == [(0, 40, 16, 16), (0, 80, 8, 8), (0, 160, 4, 4), (0, 320, 2, 2)]
+        assert [tuple(fmap.shape) for fmap in maps] == [
+            (0, 40, 16, 16),
+            (0, 80, 8, 8),
+            (0, 160, 4, 4),
+            (0, 320, 2, 2),
+        ]
 
 
 @mark.parametrize('part', ['stage', 'block'])
@@ -170,9 +199,12 @@ def test_torch_func_transforms(arch):
 
     def loss(parameters, image):
         return sum(fmap.square().sum() for fmap in functional_call(net, parameters, (image,)))
+
     loss(parameters, image).backward()
     for name, gradient in grad(loss)(parameters, image).items():
-        assert torch.allclose(gradient, parameters[name].grad, rtol=1e-3, atol=1e-3 * gradient.abs().max().item()), name
+        assert torch.allclose(
+            gradient, parameters[name].grad, rtol=1e-3, atol=1e-3 * gradient.abs().max().item()
+        ), name
     with torch.no_grad():
         expected = net(image)
         batched = vmap(lambda single: net(single[None])[-1][0])(image)
@@ -180,7 +212,10 @@ def test_torch_func_transforms(arch):
         tangent = torch.randn_like(image)
         _, derivative = jvp(lambda image: net(image)[-1], (image,), (tangent,))
         double = net.double()
-        difference = (double(image + 1e-5 * tangent.double())[-1] - double(image - 1e-5 * tangent.double())[-1]) / 2e-5
+        difference = (
+            double(image + 1e-5 * tangent.double())[-1]
+            - double(image - 1e-5 * tangent.double())[-1]
+        ) / 2e-5
         assert (derivative - difference).norm() < 1e-3 * difference.norm()
 
 
@@ -188,8 +223,11 @@ def test_torch_func_transforms(arch):
 def test_torch_func_is_refused_where_torch_recomputes(mode):
     net = ConvNeXt('atto', checkpointing=mode).train()
     with raises(ConfigError, match="Use checkpointing='none'"):
-        grad(lambda parameters: functional_call(net, parameters, (torch.randn(1, 3, 64, 64),))[-1].sum())(
-            dict(net.named_parameters()))
+        grad(
+            lambda parameters: functional_call(net, parameters, (torch.randn(1, 3, 64, 64),))[
+                -1
+            ].sum()
+        )(dict(net.named_parameters()))
 
 
 def test_torchs_flop_counter_sees_every_product():

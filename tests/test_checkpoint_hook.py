@@ -1,4 +1,5 @@
 """A detector that starts from another: the parts that may differ are named, the rest is loaded."""
+
 import re
 
 import pytest
@@ -11,8 +12,11 @@ from mmengine.runner import Runner
 from convnext_dense import ConfigError, WeightsError
 from convnext_dense.hooks import check_names
 
-FASTER = re.search(r"```python\n_base_ = 'my_detector.py'\n(.*?)```",
-                   (ROOT / 'docs/own-data.md').read_text(), re.DOTALL)[1]
+FASTER = re.search(
+    r"```python\n_base_ = 'my_detector.py'\n(.*?)```",
+    (ROOT / 'docs/own-data.md').read_text(),
+    re.DOTALL,
+)[1]
 CASCADE = """
 head, rcnn = _base_.model.roi_head.bbox_head, _base_.model.train_cfg.rcnn
 model = dict(
@@ -36,29 +40,48 @@ def mask_rcnn(tmp_path_factory):
 def detector(mask_rcnn, scenes, tmp_path):
     """``detector(text, **hook)`` is the demo's config with ``text``. It trains one step from the
     Mask R-CNN, at a rate of 0, and tests on one scene."""
+
     def detector(text, **hook):
         (tmp_path / 'config.py').write_text(f"_base_ = '{ROOT / DEMO['coco']}'\n{text}")
         cfg = Config.fromfile(tmp_path / 'config.py')
-        cfg.merge_from_dict(dict(
-            work_dir=str(tmp_path), load_from=str(mask_rcnn[0]), custom_hooks=[],
-            val_dataloader=None, val_cfg=None, val_evaluator=None, train_cfg=dict(max_iters=1),
-            optim_wrapper=dict(optimizer=dict(lr=0.)),
-            default_hooks=dict(checkpoint=hook)))
+        cfg.merge_from_dict(
+            dict(
+                work_dir=str(tmp_path),
+                load_from=str(mask_rcnn[0]),
+                custom_hooks=[],
+                val_dataloader=None,
+                val_cfg=None,
+                val_evaluator=None,
+                train_cfg=dict(max_iters=1),
+                optim_wrapper=dict(optimizer=dict(lr=0.0)),
+                default_hooks=dict(checkpoint=hook),
+            )
+        )
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
             loader.update(batch_size=1, num_workers=0, persistent_workers=False)
             loader.dataset.update(data_root=f'{scenes}/coco/', indices=1)
         cfg.test_evaluator.ann_file = f'{scenes}/coco/annotations/instances_test2017.json'
         return cfg
+
     return detector
 
 
-@pytest.mark.parametrize('text, hook, part, counts', [
-    (FASTER, {}, 'roi_head.mask_head', '0 tensors of the model left as initialised, 8 of'),
-    (CASCADE, dict(may_differ='roi_head'), 'roi_head',
-     '32 tensors of the model left as initialised, 16 of'),
-], ids=['faster', 'cascade'])
-def test_training_starts_once_parts_are_named(text, hook, part, counts, detector, mask_rcnn,
-                                              tmp_path):
+@pytest.mark.parametrize(
+    'text, hook, part, counts',
+    [
+        (FASTER, {}, 'roi_head.mask_head', '0 tensors of the model left as initialised, 8 of'),
+        (
+            CASCADE,
+            dict(may_differ='roi_head'),
+            'roi_head',
+            '32 tensors of the model left as initialised, 16 of',
+        ),
+    ],
+    ids=['faster', 'cascade'],
+)
+def test_training_starts_once_parts_are_named(
+    text, hook, part, counts, detector, mask_rcnn, tmp_path
+):
     with pytest.raises(WeightsError, match='not of this model') as refused:
         Runner.from_cfg(detector(text, may_differ=[])).train()
     advice = f"default_hooks = dict(checkpoint=dict(may_differ=['{part}']))"
@@ -89,9 +112,10 @@ def test_parts_that_would_not_do_what_they_say_are_refused(mask_rcnn):
     cfg, tensors = Config.fromfile(ROOT / DEMO['coco']), mask_rcnn[1]
     model = MODELS.build(cfg.model)
     for part, message in (
-            ('roi_head.mask', "'roi_head.mask' is in neither.*such as .*roi_head.mask_head"),
-            ('backbone', 'reaches into the backbone'),
-            ('backbone.norm0', 'reaches into the backbone')):
+        ('roi_head.mask', "'roi_head.mask' is in neither.*such as .*roi_head.mask_head"),
+        ('backbone', 'reaches into the backbone'),
+        ('backbone.norm0', 'reaches into the backbone'),
+    ):
         with pytest.raises(ConfigError, match=message):
             check_names(model, tensors, True, [part])
     cfg.model.roi_head.mask_head.num_convs = 3

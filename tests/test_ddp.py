@@ -1,4 +1,5 @@
 """Two processes, find_unused_parameters=False: every choice of maps, frozen stages and checkpointing gets its gradients."""
+
 import itertools
 
 import torch
@@ -16,10 +17,17 @@ CASES = list(itertools.product(MAPS, range(-1, 5), ('none', 'mlp', 'block'), (1,
 def work(rank):
     for out_indices, frozen_stages, checkpointing, generation in CASES:
         torch.manual_seed(0)
-        net = ConvNeXt(dict(depths=(1, 1, 2, 1), dims=(4, 8, 8, 8), generation=generation), out_indices=out_indices,
-                       frozen_stages=frozen_stages, checkpointing=checkpointing, drop_path_rate=.2)
+        net = ConvNeXt(
+            dict(depths=(1, 1, 2, 1), dims=(4, 8, 8, 8), generation=generation),
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            checkpointing=checkpointing,
+            drop_path_rate=0.2,
+        )
         ddp = DistributedDataParallel(Model(net), find_unused_parameters=False)
-        for step in range(2):  # the second forward is where DDP complains of parameters left out of the first
+        for step in range(
+            2
+        ):  # the second forward is where DDP complains of parameters left out of the first
             torch.manual_seed(10 * step + rank)
             sum(m.square().mean() for m in ddp(torch.randn(2, 3, 32, 32))).backward()
         case = out_indices, frozen_stages, checkpointing, generation

@@ -1,4 +1,5 @@
 """The generated data are true COCO and ADE20K data, the same every time."""
+
 import hashlib
 
 import numpy as np
@@ -38,6 +39,7 @@ def test_a_folder_of_the_users_is_not_touched(tmp_path):
 def test_an_interrupted_write_leaves_nothing_half_done(tmp_path, monkeypatch):
     def interrupted(rng):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(demo_data, 'scene', interrupted)
         try:
@@ -68,7 +70,12 @@ def test_masks_hold_what_is_visible_and_agree_with_the_semantic_map(scenes):
             mask = coco.annToMask(annotation).astype(bool)
             assert mask.sum() == annotation['area'] > 0
             y, x = mask.nonzero()
-            assert annotation['bbox'] == [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
+            assert annotation['bbox'] == [
+                x.min(),
+                y.min(),
+                x.max() - x.min() + 1,
+                y.max() - y.min() + 1,
+            ]
             assert (label[mask] == annotation['category_id'] + len(demo_data.STUFF)).all()
             covered += mask
         assert covered.max() == 1  # instances do not overlap

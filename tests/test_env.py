@@ -1,4 +1,5 @@
 """The set-up script: what it refuses, and that a wheel is compiled once."""
+
 import subprocess
 import sys
 
@@ -23,7 +24,10 @@ def test_a_wheel_that_was_compiled_before_is_used(tmp_path):
     folder = tmp_path / 'mmcv' / f'mmcv-9.9-torch{torch}-{tag}-{device}'
     folder.mkdir(parents=True)
     (folder / 'mmcv.whl').touch()
-    assert make_env.build_mmcv('mmcv==9.9', sys.executable, tmp_path, log) == (folder / 'mmcv.whl', device)
+    assert make_env.build_mmcv('mmcv==9.9', sys.executable, tmp_path, log) == (
+        folder / 'mmcv.whl',
+        device,
+    )
 
 
 def test_a_gpu_without_nvcc_is_refused_with_the_way_out(tmp_path, monkeypatch):
@@ -37,13 +41,27 @@ def test_a_gpu_without_nvcc_is_refused_with_the_way_out(tmp_path, monkeypatch):
 
 def test_a_step_that_fails_shows_its_end(tmp_path, capsys):
     with pytest.raises(SystemExit, match='failed: break'):
-        make_env.Log(tmp_path / 'log').run('break', [sys.executable, '-c', 'print("the reason"); raise SystemExit(3)'])
-    assert 'the reason' in capsys.readouterr().out and 'the reason' in (tmp_path / 'log').read_text()
+        make_env.Log(tmp_path / 'log').run(
+            'break', [sys.executable, '-c', 'print("the reason"); raise SystemExit(3)']
+        )
+    assert (
+        'the reason' in capsys.readouterr().out and 'the reason' in (tmp_path / 'log').read_text()
+    )
 
 
 def test_a_python_that_the_family_cannot_use_is_refused(tmp_path):
-    result = subprocess.run([sys.executable, ROOT / 'tools/env/make_env.py', tmp_path / 'venv',
-                             ROOT / 'tools/env/onedl.txt', '--max-python', '3.9'], capture_output=True, text=True)
+    result = subprocess.run(
+        [
+            sys.executable,
+            ROOT / 'tools/env/make_env.py',
+            tmp_path / 'venv',
+            ROOT / 'tools/env/onedl.txt',
+            '--max-python',
+            '3.9',
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode and 'PYTHON=' in result.stderr
     assert not (tmp_path / 'venv').exists()
 

@@ -1,4 +1,5 @@
 """Inference on CPUs in runs of pixels: the same maps, in less memory, and only where nobody minds."""
+
 import copy
 import subprocess
 import sys
@@ -29,7 +30,11 @@ def short_runs(monkeypatch):
 
 
 @mark.parametrize('is_fused', [False, True])
-@mark.parametrize('kwargs', [dict(arch='atto'), dict(arch='v2_atto'), dict(arch='v2_atto', output_stride=8)], ids=str)
+@mark.parametrize(
+    'kwargs',
+    [dict(arch='atto'), dict(arch='v2_atto'), dict(arch='v2_atto', output_stride=8)],
+    ids=str,
+)
 def test_runs_give_the_maps_of_plain_operators(kwargs, is_fused, short_runs):
     net, image = randomise(ConvNeXt(**kwargs)).double(), torch.randn(3, 3, 225, 94).double()
     with torch.no_grad():
@@ -49,7 +54,7 @@ def test_plain_operators_is_the_switch(arch):
         with plain_operators():
             peaks.append(peak_memory(lambda: net(image), 'cpu'))
         peaks.append(peak_memory(lambda: net(image), 'cpu'))
-    assert peaks[0] == peaks[2] < .6 * peaks[1], peaks
+    assert peaks[0] == peaks[2] < 0.6 * peaks[1], peaks
 
 
 def test_when_it_takes_over():
@@ -90,9 +95,15 @@ def test_when_it_takes_over():
 
 @mark.parametrize('arch', ARCHS)
 def test_the_type_of_a_map_does_not_depend_on_its_size(arch):
-    for net in (randomise(ConvNeXt(arch, out_norm=False)), fuse(randomise(ConvNeXt(arch, out_norm=False)))):
+    for net in (
+        randomise(ConvNeXt(arch, out_norm=False)),
+        fuse(randomise(ConvNeXt(arch, out_norm=False))),
+    ):
         with torch.autocast('cpu', dtype=torch.bfloat16), torch.no_grad():
-            types = {tuple(fmap.dtype for fmap in net(torch.randn(1, 3, side, side))) for side in (64, 512)}
+            types = {
+                tuple(fmap.dtype for fmap in net(torch.randn(1, 3, side, side)))
+                for side in (64, 512)
+            }
         assert len(types) == 1, types
 
 
@@ -102,18 +113,24 @@ def test_a_cpu_without_onednn(arch, monkeypatch):
     net, image = randomise(ConvNeXt(arch)), torch.randn(1, 3, 256, 256)
     with torch.no_grad():
         expected = net(image)
-        with torch.backends.mkldnn.flags(enabled=False), profile(activities=[ProfilerActivity.CPU]) as record:
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            profile(activities=[ProfilerActivity.CPU]) as record,
+        ):
             maps = net(image)
         assert not any('mkldnn' in event.key for event in record.key_averages())
-        assert all(torch.allclose(a, b, atol=1e-4 * b.abs().max().item()) for a, b in zip(maps, expected))
+        assert all(
+            torch.allclose(a, b, atol=1e-4 * b.abs().max().item()) for a, b in zip(maps, expected)
+        )
         maps = net.bfloat16()(image.bfloat16())
-    assert all((a.float() - b).norm() < .05 * b.norm() for a, b in zip(maps, expected))
+    assert all((a.float() - b).norm() < 0.05 * b.norm() for a, b in zip(maps, expected))
 
 
 def test_a_subclass_with_a_forward_of_its_own_has_its_say():
     class Doubled(Block):
         def forward(self, x):
             return 2 * super().forward(x)
+
     net, image = randomise(ConvNeXt('atto')), torch.randn(1, 3, 256, 256)
     with torch.no_grad():
         expected = net.stages[0](net.downsample_layers[0](image))
@@ -124,7 +141,7 @@ def test_a_subclass_with_a_forward_of_its_own_has_its_say():
 
 
 def test_without_torchs_private_functions_the_plain_operators_run():
-    code = '''
+    code = """
 import torch, mmengine.model, mmengine.optim  # which may use them at import
 for module, name in ((torch._utils, 'is_compiling'), (torch._C, '_len_torch_dispatch_stack')):
     if hasattr(module, name):
@@ -136,5 +153,5 @@ net = ConvNeXt('atto').eval()
 with torch.no_grad():
     assert not takes_over(torch.zeros(1, 40, 64, 64), net.stages[0])
     net(torch.randn(1, 3, 256, 256))
-'''
+"""
     subprocess.run([sys.executable, '-c', code], check=True)

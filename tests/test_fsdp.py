@@ -1,4 +1,5 @@
 """Two processes under FSDP: rates and weight decay are those of the model that is not wrapped."""
+
 from functools import partial
 
 import pytest
@@ -9,15 +10,20 @@ from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-    apply_activation_checkpointing, checkpoint_wrapper)
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from convnext_dense import ConfigError, ConvNeXt
 from convnext_dense.layers import Block
 
-SHARDED = dict(device_id=torch.device('cpu'), use_orig_params=True, auto_wrap_policy=partial(
-    transformer_auto_wrap_policy, transformer_layer_cls={Block}))
+SHARDED = dict(
+    device_id=torch.device('cpu'),
+    use_orig_params=True,
+    auto_wrap_policy=partial(transformer_auto_wrap_policy, transformer_layer_cls={Block}),
+)
 
 
 class Head(nn.Module):
@@ -31,22 +37,28 @@ class Head(nn.Module):
 
 
 class Model(nn.Module):
-
     def __init__(self, arch):
         super().__init__()
         self.backbone, self.head = ConvNeXt(arch), Head(32)
         for parameter in self.parameters():
-            nn.init.normal_(parameter, std=.02)  # none is 0, at which a decay would not show
+            nn.init.normal_(parameter, std=0.02)  # none is 0, at which a decay would not show
 
 
 def build(model):
     """Optimiser, and parameter name without what wrappers add -> learning rate and weight decay."""
-    optimizer = build_optim_wrapper(model, dict(
-        optimizer=dict(type='AdamW', lr=.1, weight_decay=.5),
-        constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
-        paramwise_cfg=dict(decay_rate=.8, decay_type='layer_wise'))).optimizer
-    return optimizer, {plain(name): (group['lr'], group['weight_decay'])
-                       for group in optimizer.param_groups for name in group['param_names']}
+    optimizer = build_optim_wrapper(
+        model,
+        dict(
+            optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.5),
+            constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
+            paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise'),
+        ),
+    ).optimizer
+    return optimizer, {
+        plain(name): (group['lr'], group['weight_decay'])
+        for group in optimizer.param_groups
+        for name in group['param_names']
+    }
 
 
 def plain(name):
@@ -72,8 +84,11 @@ def not_sharded(model):
 
 def checkpointed(model):
     model = root(model)
-    apply_activation_checkpointing(model, checkpoint_wrapper_fn=checkpoint_wrapper,
-                                   check_fn=lambda module: isinstance(module, Block))
+    apply_activation_checkpointing(
+        model,
+        checkpoint_wrapper_fn=checkpoint_wrapper,
+        check_fn=lambda module: isinstance(module, Block),
+    )
     return model
 
 

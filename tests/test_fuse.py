@@ -1,4 +1,5 @@
 """A fused model says what the model says, faster; and says so when it is asked for what it cannot do."""
+
 import copy
 import io
 
@@ -23,8 +24,16 @@ def errors(maps, expected):
 
 
 @mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@mark.parametrize('kwargs', [dict(arch='tiny'), dict(arch='v2_atto'), dict(arch='atto', output_stride=8),
-                             dict(arch='v2_atto', output_stride=16, out_norm=False)], ids=str)
+@mark.parametrize(
+    'kwargs',
+    [
+        dict(arch='tiny'),
+        dict(arch='v2_atto'),
+        dict(arch='atto', output_stride=8),
+        dict(arch='v2_atto', output_stride=16, out_norm=False),
+    ],
+    ids=str,
+)
 def test_no_further_from_float64_than_eager(kwargs, dtype):
     net, image = randomise(ConvNeXt(**kwargs)), torch.randn(2, 3, 225, 310)
     with torch.no_grad():
@@ -42,7 +51,7 @@ def test_exact_in_float64_and_under_autocast(arch):
         assert max(errors(fuse(net)(image.double()), expected)) < 1e-13
         fused = fuse(net.float())
         with torch.autocast('cpu', dtype=torch.bfloat16):
-            assert max(errors(fused(image), expected)) < .03
+            assert max(errors(fused(image), expected)) < 0.03
 
 
 @mark.parametrize('task', DEMO)
@@ -55,7 +64,9 @@ def test_whole_models_predict_the_same(task):
     with torch.no_grad():
         for a, b in zip(model.extract_feat(image), fused.extract_feat(image)):
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max())
-    assert any(parameter.requires_grad for parameter in model.backbone.parameters())  # the model itself is as it was
+    assert any(
+        parameter.requires_grad for parameter in model.backbone.parameters()
+    )  # the model itself is as it was
     model.train()
     with raises(ConfigError, match='cannot be trained'):
         fused.train()
@@ -89,7 +100,9 @@ def test_saved_and_loaded():
 def test_what_it_refuses():
     net = ConvNeXt('atto')
     fused, image = fuse(net), torch.randn(1, 3, 64, 64)
-    with raises(ConfigError, match='nothing to fuse: the model has no block of convnext_dense.ConvNeXt$'):
+    with raises(
+        ConfigError, match='nothing to fuse: the model has no block of convnext_dense.ConvNeXt$'
+    ):
         fuse(torch.nn.Conv2d(3, 3, 1))
     with raises(ConfigError, match='that is not fused'):
         fuse(fused)
@@ -110,7 +123,11 @@ def test_input_is_left_alone(fused):
     """Blocks write into memory of their own only: what a hook has seen stays as it was."""
     seen = []
     for stage in fused.stages:
-        stage.register_forward_hook(lambda module, inputs, output: seen.extend((one, one.clone()) for one in (inputs[0], output)))
+        stage.register_forward_hook(
+            lambda module, inputs, output: seen.extend(
+                (one, one.clone()) for one in (inputs[0], output)
+            )
+        )
     image = torch.randn(2, 3, 96, 128).contiguous(memory_format=torch.channels_last)
     before = image.clone()
     with torch.no_grad():

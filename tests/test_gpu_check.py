@@ -1,4 +1,5 @@
 """The GPU check, all parts of it on the CPU: what it writes, and that it notices what is wrong."""
+
 import json
 import sys
 
@@ -17,12 +18,15 @@ MODULE = 'convnext_dense.evaluation.gpu_check'
 @pytest.fixture
 def check(monkeypatch, tmp_path):
     """``check(*parts)`` runs parts on the CPU. Returns the exit code and the report."""
+
     def run_here(*parts):
-        monkeypatch.setattr(sys, 'argv', [MODULE, '--device', 'cpu', '--out', str(tmp_path),
-                                          '--parts', *parts])
+        monkeypatch.setattr(
+            sys, 'argv', [MODULE, '--device', 'cpu', '--out', str(tmp_path), '--parts', *parts]
+        )
         with pytest.raises(SystemExit) as stopped:
             gpu_check.main()
         return stopped.value.code, json.loads((tmp_path / 'gpu.json').read_text())
+
     return run_here
 
 
@@ -37,8 +41,11 @@ def test_every_part(tmp_path):
     assert {'mmengine', 'timm', 'torchvision', 'transformers'} <= set(report['versions'])
 
     rows = {name: part['rows'] for name, part in report['parts'].items()}
-    passed = {(row['network'], row['stages'], row['precision'], row['checkpointing'])
-              for row in rows['features'] if row['verdict'] == 'pass'}
+    passed = {
+        (row['network'], row['stages'], row['precision'], row['checkpointing'])
+        for row in rows['features']
+        if row['verdict'] == 'pass'
+    }
     has_half = CAPABILITIES['half convolution on the CPU']
     assert len(passed) == 2 * 2 * (3 if has_half else 2) * len(MODES)
     assert {row['precision'] for row in rows['fused']} == set(BOUND)
@@ -46,24 +53,31 @@ def test_every_part(tmp_path):
     for part in ('inference', 'training'):
         models = {row['model'] for row in rows[part]}
         assert models > {'official form', 'timm', 'transformers'}
-        assert all(row['median, ms'] > 0 and row['memory, MB'] > .1 and row['error'] < 1e-5
-                   and f'| {row["model"]} |' in page for row in rows[part])
+        assert all(
+            row['median, ms'] > 0
+            and row['memory, MB'] > 0.1
+            and row['error'] < 1e-5
+            and f'| {row["model"]} |' in page
+            for row in rows[part]
+        )
 
 
 def test_without_mmcv_and_peers(tmp_path):
     absent = ['mmcv', 'mmdet', 'mmseg', *PEERS]
-    code = f'''
+    code = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({absent}))  # None: they cannot be imported
 sys.argv = ['', '--device', 'cpu', '--parts', 'ddp', 'training', '--out', {str(tmp_path)!r}]
 runpy.run_module({MODULE!r}, run_name='__main__')
-'''
+"""
     output = run('-c', code)
     report = json.loads((tmp_path / 'gpu.json').read_text())
     assert set(report['missing']) == set(PEERS) and report['verdict'] == 'pass'
     assert all(f'without {name}:' in output for name in PEERS)
     assert {row['model'] for row in report['parts']['training']['rows']} == {
-        'official form', *(f'convnext_dense, {mode}' for mode in MODES)}
+        'official form',
+        *(f'convnext_dense, {mode}' for mode in MODES),
+    }
 
 
 def test_another_activation_fails(check, monkeypatch):
@@ -72,13 +86,17 @@ def test_another_activation_fails(check, monkeypatch):
     monkeypatch.setattr(nn, 'GELU', lambda: exact(approximate='tanh'))
     code, report = check('features', 'ddp')
     assert code == 1 and report['verdict'] == 'FAIL' and report['parts']['ddp']['verdict'] == 'pass'
-    assert {row['verdict'] for row in report['parts']['features']['rows']
-            if (row['precision'], row['stages']) == ('float32', 'all')} == {'FAIL'}
+    assert {
+        row['verdict']
+        for row in report['parts']['features']['rows']
+        if (row['precision'], row['stages']) == ('float32', 'all')
+    } == {'FAIL'}
 
 
 def test_a_part_that_raises_says_why_and_stops_no_other(check, monkeypatch, capsys):
     def fuse(net):
         raise RuntimeError('out of [/memory] | more\non other lines')
+
     monkeypatch.setattr(gpu_parts, 'fuse', fuse)
     code, report = check('fused', 'ddp')
     assert code == 1 and report['parts']['ddp']['verdict'] == 'pass'
@@ -89,15 +107,18 @@ def test_a_part_that_raises_says_why_and_stops_no_other(check, monkeypatch, caps
 def test_a_device_that_does_not_compute_fails(check, monkeypatch):
     def conv2d(*args, **kwargs):
         raise RuntimeError('no kernel image is available')
+
     monkeypatch.setattr(nn.functional, 'conv2d', conv2d)
     code, report = check('fused')
-    assert code == 1 and {row['verdict'] for row in report['parts']['fused']['rows']
-                          if row['precision'] == 'float32'} == {'FAIL'}
+    assert code == 1 and {
+        row['verdict'] for row in report['parts']['fused']['rows'] if row['precision'] == 'float32'
+    } == {'FAIL'}
 
 
 def test_a_peer_that_breaks_is_told_and_missed(check, monkeypatch):
     def timm(arch):
         raise AttributeError('another version')
+
     monkeypatch.setitem(PEERS, 'timm', timm)
     small = gpu_parts.SETTINGS['cpu']._replace(timed=('v2_atto',), rounds=1)
     monkeypatch.setitem(gpu_parts.SETTINGS, 'cpu', small)
@@ -110,6 +131,7 @@ def test_a_peer_that_breaks_is_told_and_missed(check, monkeypatch):
 def test_it_stops_with_a_line(check, monkeypatch, tmp_path):
     def stop(*_):
         raise KeyboardInterrupt
+
     check('ddp')
     monkeypatch.setattr(gpu_check, 'attempt', stop)
     assert check('ddp')[0].strip().startswith('stopped; ')

@@ -1,4 +1,5 @@
 """What importing costs, and that types resolve in a fresh process."""
+
 import ast
 import importlib.util
 import subprocess
@@ -20,19 +21,21 @@ def python(code):
 def test_importing_the_package_imports_no_framework():
     heavy = {'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision'}
     assert all(importlib.util.find_spec(name) for name in heavy)  # else this could not fail
-    loaded = python('import sys, convnext_dense; print(*sorted(m.partition(".")[0] for m in sys.modules))').split()
+    loaded = python(
+        'import sys, convnext_dense; print(*sorted(m.partition(".")[0] for m in sys.modules))'
+    ).split()
     assert not heavy & set(loaded)
 
 
 @mark.parametrize('registry', ['mmengine', 'mmdet', 'mmseg'])
 def test_types_resolve_with_no_custom_imports(registry):
-    python(f'''
+    python(f"""
 from {registry}.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 net = MODELS.build(dict(type='convnext_dense.ConvNeXt', arch='atto'))
 assert net.out_channels == (40, 80, 160, 320)
 assert OPTIM_WRAPPER_CONSTRUCTORS.get('convnext_dense.LayerDecayOptimWrapperConstructor')
 assert HOOKS.get('convnext_dense.CheckpointHook')
-''')
+""")
 
 
 def test_public_names_exist():
@@ -42,7 +45,11 @@ def test_public_names_exist():
 def test_a_missing_requirement_of_mmengine_is_not_taken_for_mmengine():
     code = 'import sys; sys.modules["addict"] = None; import convnext_dense'
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.returncode and 'addict' in result.stderr and 'install onedl-mmengine' not in result.stderr
+    assert (
+        result.returncode
+        and 'addict' in result.stderr
+        and 'install onedl-mmengine' not in result.stderr
+    )
 
 
 def _modules():
@@ -60,14 +67,19 @@ def test_no_circle_of_imports():
         package = name if path.name == '__init__.py' else name.rpartition('.')[0]
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             if isinstance(node, ast.ImportFrom) and node.level:
-                base = '.'.join(package.split('.')[:len(package.split('.')) - node.level + 1])
+                base = '.'.join(package.split('.')[: len(package.split('.')) - node.level + 1])
                 base = f'{base}.{node.module}' if node.module else base
                 names = {f'{base}.{alias.name}' for alias in node.names}
-                imported[name] |= {target if target in modules else base for target in names} - {package}
+                imported[name] |= {target if target in modules else base for target in names} - {
+                    package
+                }
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {alias.name for alias in node.names} | {getattr(node, 'module', None)}
                 imported[name] |= names & set(modules)
-    assert imported['convnext_dense.backbone'] >= {'convnext_dense.weights', 'convnext_dense.fast_path'}
+    assert imported['convnext_dense.backbone'] >= {
+        'convnext_dense.weights',
+        'convnext_dense.fast_path',
+    }
     TopologicalSorter(imported).prepare()  # raises CycleError with the circle
 
 

@@ -1,5 +1,6 @@
 """What is loaded, dropped and left of each library's files: names and shapes written out as those files have them, for
 every size, on the meta device."""
+
 import torch
 from pytest import mark
 
@@ -7,7 +8,14 @@ from convnext_dense import ARCHITECTURES, ConvNeXt
 from convnext_dense.weights.loading import match
 
 V1, V2 = ([name for name, row in ARCHITECTURES.items() if row.generation == g] for g in (1, 2))
-LINEAR_V1 = ['tiny', 'small', 'base', 'large', 'xlarge', 'xxlarge']  # timm stores the smaller ones as 1x1 convolutions
+LINEAR_V1 = [
+    'tiny',
+    'small',
+    'base',
+    'large',
+    'xlarge',
+    'xxlarge',
+]  # timm stores the smaller ones as 1x1 convolutions
 OFFICIAL_V1 = ['tiny', 'small', 'base', 'large', 'xlarge']
 
 
@@ -15,8 +23,20 @@ def pair(name, *shape):
     return {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
 
 
-def trunk(arch, stem, downsample, block, dwconv, norm, pwconv, layer_scale=None, grn=None, conv_mlp=False,
-          layer_scale_dims=1, grn_dims=1):
+def trunk(
+    arch,
+    stem,
+    downsample,
+    block,
+    dwconv,
+    norm,
+    pwconv,
+    layer_scale=None,
+    grn=None,
+    conv_mlp=False,
+    layer_scale_dims=1,
+    grn_dims=1,
+):
     """``stem``, ``downsample`` and ``block`` are name templates; the rest are names inside a block."""
     depths, dims, generation, _ = ARCHITECTURES[arch]
     shapes = pair(stem[0], dims[0], 3, 4, 4) | pair(stem[1], dims[0])
@@ -28,7 +48,9 @@ def trunk(arch, stem, downsample, block, dwconv, norm, pwconv, layer_scale=None,
         for j in range(depth):
             b = block.format(i=i, j=j, odd=2 * i + 1)
             shapes |= pair(f'{b}.{dwconv}', c, 1, 7, 7) | pair(f'{b}.{norm}', c)
-            shapes |= pair(f'{b}.{pwconv[0]}', 4 * c, c, *one) | pair(f'{b}.{pwconv[1]}', c, 4 * c, *one)
+            shapes |= pair(f'{b}.{pwconv[0]}', 4 * c, c, *one) | pair(
+                f'{b}.{pwconv[1]}', c, 4 * c, *one
+            )
             if generation == 1:
                 shapes[f'{b}.{layer_scale}'] = (c, 1, 1)[:layer_scale_dims]
             else:
@@ -37,36 +59,90 @@ def trunk(arch, stem, downsample, block, dwconv, norm, pwconv, layer_scale=None,
 
 
 def official(arch, grn_dims=4):
-    return trunk(arch, ('downsample_layers.0.0', 'downsample_layers.0.1'), 'downsample_layers.{i}.{n}', 'stages.{i}.{j}',
-                 'dwconv', 'norm', ('pwconv1', 'pwconv2'), 'gamma', ('grn.gamma', 'grn.beta'), grn_dims=grn_dims)
+    return trunk(
+        arch,
+        ('downsample_layers.0.0', 'downsample_layers.0.1'),
+        'downsample_layers.{i}.{n}',
+        'stages.{i}.{j}',
+        'dwconv',
+        'norm',
+        ('pwconv1', 'pwconv2'),
+        'gamma',
+        ('grn.gamma', 'grn.beta'),
+        grn_dims=grn_dims,
+    )
 
 
 def timm(arch):
-    return trunk(arch, ('stem.0', 'stem.1'), 'stages.{i}.downsample.{n}', 'stages.{i}.blocks.{j}', 'conv_dw', 'norm',
-                 ('mlp.fc1', 'mlp.fc2'), 'gamma', ('mlp.grn.weight', 'mlp.grn.bias'),
-                 conv_mlp=arch.removeprefix('v2_') in ('atto', 'femto', 'pico', 'nano'))
+    return trunk(
+        arch,
+        ('stem.0', 'stem.1'),
+        'stages.{i}.downsample.{n}',
+        'stages.{i}.blocks.{j}',
+        'conv_dw',
+        'norm',
+        ('mlp.fc1', 'mlp.fc2'),
+        'gamma',
+        ('mlp.grn.weight', 'mlp.grn.bias'),
+        conv_mlp=arch.removeprefix('v2_') in ('atto', 'femto', 'pico', 'nano'),
+    )
 
 
 def torchvision(arch):
-    return trunk(arch, ('features.0.0', 'features.0.1'), 'features.{even}.{n}', 'features.{odd}.{j}', 'block.0', 'block.2',
-                 ('block.3', 'block.5'), 'layer_scale', layer_scale_dims=3)
+    return trunk(
+        arch,
+        ('features.0.0', 'features.0.1'),
+        'features.{even}.{n}',
+        'features.{odd}.{j}',
+        'block.0',
+        'block.2',
+        ('block.3', 'block.5'),
+        'layer_scale',
+        layer_scale_dims=3,
+    )
 
 
 def transformers(arch):
-    return trunk(arch, ('embeddings.patch_embeddings', 'embeddings.layernorm'), 'encoder.stages.{i}.downsampling_layer.{n}',
-                 'encoder.stages.{i}.layers.{j}', 'dwconv', 'layernorm', ('pwconv1', 'pwconv2'), 'layer_scale_parameter',
-                 ('grn.weight', 'grn.bias'), grn_dims=4)
+    return trunk(
+        arch,
+        ('embeddings.patch_embeddings', 'embeddings.layernorm'),
+        'encoder.stages.{i}.downsampling_layer.{n}',
+        'encoder.stages.{i}.layers.{j}',
+        'dwconv',
+        'layernorm',
+        ('pwconv1', 'pwconv2'),
+        'layer_scale_parameter',
+        ('grn.weight', 'grn.bias'),
+        grn_dims=4,
+    )
 
 
 def transformers_dinov3(arch):
-    return trunk(arch, ('stages.0.downsample_layers.0', 'stages.0.downsample_layers.1'), 'stages.{i}.downsample_layers.{n}',
-                 'stages.{i}.layers.{j}', 'depthwise_conv', 'layer_norm', ('pointwise_conv1', 'pointwise_conv2'), 'gamma')
+    return trunk(
+        arch,
+        ('stages.0.downsample_layers.0', 'stages.0.downsample_layers.1'),
+        'stages.{i}.downsample_layers.{n}',
+        'stages.{i}.layers.{j}',
+        'depthwise_conv',
+        'layer_norm',
+        ('pointwise_conv1', 'pointwise_conv2'),
+        'gamma',
+    )
 
 
 def mmpretrain(arch, conv_mlp=False):
-    return trunk(arch, ('downsample_layers.0.0', 'downsample_layers.0.1'), 'downsample_layers.{i}.{n}', 'stages.{i}.{j}',
-                 'depthwise_conv', 'norm', ('pointwise_conv1', 'pointwise_conv2'), 'gamma', ('grn.gamma', 'grn.beta'),
-                 conv_mlp=conv_mlp)
+    return trunk(
+        arch,
+        ('downsample_layers.0.0', 'downsample_layers.0.1'),
+        'downsample_layers.{i}.{n}',
+        'stages.{i}.{j}',
+        'depthwise_conv',
+        'norm',
+        ('pointwise_conv1', 'pointwise_conv2'),
+        'gamma',
+        ('grn.gamma', 'grn.beta'),
+        conv_mlp=conv_mlp,
+    )
 
 
 def sparse(arch):
@@ -81,7 +157,7 @@ def sparse(arch):
         elif owner.endswith(('pwconv1', 'pwconv2')):
             owner += '.linear'
         elif leaf == 'weight':
-            leaf, k = 'kernel', shape[2]**2
+            leaf, k = 'kernel', shape[2] ** 2
             shape = (k, shape[0]) if owner.endswith('dwconv') else (k, shape[1], shape[0])
         elif leaf == 'bias':
             shape = (1, *shape)
@@ -114,28 +190,44 @@ def conv(name, *shape):
 
 def conv_bn(name, *shape):
     c = shape[:1]
-    return {f'{name}.conv.weight': shape, f'{name}.bn.weight': c, f'{name}.bn.bias': c, f'{name}.bn.running_mean': c,
-            f'{name}.bn.running_var': c, f'{name}.bn.num_batches_tracked': ()}
+    return {
+        f'{name}.conv.weight': shape,
+        f'{name}.bn.weight': c,
+        f'{name}.bn.bias': c,
+        f'{name}.bn.running_mean': c,
+        f'{name}.bn.running_var': c,
+        f'{name}.bn.num_batches_tracked': (),
+    }
 
 
 def detector(arch, cascade):
     shapes = pair('rpn_head.rpn_conv', 256, 256, 3, 3) | pair('rpn_head.rpn_cls', 3, 256, 1, 1)
     shapes |= pair('rpn_head.rpn_reg', 12, 256, 1, 1)
     for i in range(4):
-        shapes |= conv(f'neck.lateral_convs.{i}', 256, width(arch, i), 1, 1) | conv(f'neck.fpn_convs.{i}', 256, 256, 3, 3)
+        shapes |= conv(f'neck.lateral_convs.{i}', 256, width(arch, i), 1, 1) | conv(
+            f'neck.fpn_convs.{i}', 256, 256, 3, 3
+        )
     for stage in ('.0', '.1', '.2') if cascade else ('',):
         box, mask = f'roi_head.bbox_head{stage}', f'roi_head.mask_head{stage}'
         for i in range(4):
             shapes |= conv(f'{mask}.convs.{i}', 256, 256, 3, 3)
             shapes |= conv_bn(f'{box}.shared_convs.{i}', 256, 256, 3, 3) if cascade else {}
-        shapes |= pair(f'{mask}.upsample', 256, 256, 2, 2) | pair(f'{mask}.conv_logits', 80, 256, 1, 1)
-        shapes |= pair(f'{box}.shared_fcs.0', 1024, 256 * 49) | pair(f'{box}.fc_cls', 81, 1024) | pair(f'{box}.fc_reg', 320, 1024)
+        shapes |= pair(f'{mask}.upsample', 256, 256, 2, 2) | pair(
+            f'{mask}.conv_logits', 80, 256, 1, 1
+        )
+        shapes |= (
+            pair(f'{box}.shared_fcs.0', 1024, 256 * 49)
+            | pair(f'{box}.fc_cls', 81, 1024)
+            | pair(f'{box}.fc_reg', 320, 1024)
+        )
         shapes |= {} if cascade else pair(f'{box}.shared_fcs.1', 1024, 1024)
     return shapes
 
 
 def segmentor(arch):
-    shapes = pair('decode_head.conv_seg', 150, 512, 1, 1) | pair('auxiliary_head.conv_seg', 150, 256, 1, 1)
+    shapes = pair('decode_head.conv_seg', 150, 512, 1, 1) | pair(
+        'auxiliary_head.conv_seg', 150, 256, 1, 1
+    )
     shapes |= conv_bn('auxiliary_head.convs.0', 256, width(arch, 2), 3, 3)
     for i in range(4):
         shapes |= conv_bn(f'decode_head.psp_modules.{i}.1', 512, width(arch), 1, 1)
@@ -148,52 +240,215 @@ def segmentor(arch):
 
 # file -> (sizes, its names and shapes, layout that the report names, does it bring norm0-3)
 FILES = {
-    'official V1 classifier': (OFFICIAL_V1, lambda a: official(a) | classifier(a, 'norm', 'head'), 'official', False),
-    'official V1 classifier, 22k': (OFFICIAL_V1, lambda a: official(a) | classifier(a, 'norm', 'head', 21841), 'official', False),
-    'official V2 classifier': (V2, lambda a: official(a) | classifier(a, 'norm', 'head'), 'official', False),
+    'official V1 classifier': (
+        OFFICIAL_V1,
+        lambda a: official(a) | classifier(a, 'norm', 'head'),
+        'official',
+        False,
+    ),
+    'official V1 classifier, 22k': (
+        OFFICIAL_V1,
+        lambda a: official(a) | classifier(a, 'norm', 'head', 21841),
+        'official',
+        False,
+    ),
+    'official V2 classifier': (
+        V2,
+        lambda a: official(a) | classifier(a, 'norm', 'head'),
+        'official',
+        False,
+    ),
     'FCMAE dense': (V2, lambda a: official(a, grn_dims=2), 'official', False),
-    'FCMAE sparse': (V2, lambda a: prefixed('encoder.', sparse(a)) | pair('proj', 512, width(a), 1, 1)
-                     | pair('pred', 3072, 512, 1, 1) | {'mask_token': (1, 512, 1, 1)} | pair('decoder.0.dwconv', 512, 1, 7, 7)
-                     | {'decoder.0.grn.gamma': (1, 1, 1, 2048)}, 'official, sparse (FCMAE)', False),
-    'official Mask R-CNN': (V1, lambda a: prefixed('backbone.', official(a) | norms(a)) | detector(a, False), 'official', True),
-    'official Cascade': (V1, lambda a: prefixed('backbone.', official(a) | norms(a)) | detector(a, True), 'official', True),
-    'official UperNet': (V1, lambda a: prefixed('backbone.', official(a) | norms(a)) | segmentor(a), 'official', True),
-    'detector of ours, V2': (V2, lambda a: prefixed('backbone.', official(a, 1) | norms(a)) | detector(a, False), 'official', True),
-    'DINOv3 original': (['tiny', 'small', 'base', 'large'], lambda a: official(a) | pair('norm', width(a))
-                        | pair('norms.3', width(a)), 'official', False),
-    'EUPE original': (['tiny', 'small', 'base'], lambda a: official(a) | pair('norm', width(a)) | pair('norms.3', width(a))
-                      | pair('projectors.a.0', 8, width(a)), 'official', False),
-    'timm classifier': (V1 + V2, lambda a: timm(a) | classifier(a, 'head.norm', 'head.fc'), 'timm', False),
-    'timm, norm before the pool': (['tiny'], lambda a: timm(a) | pair('norm_pre', width(a)) | pair('head.fc', 10, width(a)), 'timm', False),
-    'timm, MLP head': (['large'], lambda a: timm(a) | pair('head.norm', width(a)) | pair('head.pre_logits.fc', 8, width(a))
-                       | pair('head.fc', 9, 8), 'timm', False),
-    'timm DINOv3': (['tiny', 'small', 'base', 'large'], lambda a: timm(a) | pair('head.norm', width(a)), 'timm', False),
-    'timm features_only': (V1 + V2, lambda a: {k.replace('stem.', 'stem_', 1).replace('stages.', 'stages_', 1): v
-                                               for k, v in timm(a).items()}, 'timm, features_only', False),
-    'CLIP of open_clip': (['base', 'large', 'xxlarge'], lambda a: prefixed('visual.trunk.', timm(a) | pair('head.norm', width(a)))
-                          | {'logit_scale': (), 'visual.head.proj.weight': (640, width(a)),
-                             'transformer.resblocks.0.attn.in_proj_weight': (12, 4)}, 'timm', False),
-    'torchvision': (['tiny', 'small', 'base', 'large'], lambda a: torchvision(a) | classifier(a, 'classifier.0', 'classifier.2'),
-                    'torchvision', False),
-    'transformers classifier': (OFFICIAL_V1 + V2, lambda a: prefixed('convnext.', transformers(a) | pair('layernorm', width(a)))
-                                | pair('classifier', 1000, width(a)), 'transformers', False),
-    'transformers backbone': (OFFICIAL_V1 + V2, lambda a: transformers(a) | norms(a, 'hidden_states_norms.stage{i}', 1),
-                              'transformers', True),
-    'transformers backbone with the stem': (['tiny'], lambda a: transformers(a) | norms(a, 'hidden_states_norms.stage{i}', 1)
-                                            | pair('hidden_states_norms.stem', 96), 'transformers', True),
-    'transformers UperNet': (['tiny'], lambda a: prefixed('backbone.', transformers(a) | norms(a, 'hidden_states_norms.stage{i}', 1))
-                             | pair('decode_head.classifier', 150, 512, 1, 1), 'transformers', True),
-    'transformers DINOv3': (['tiny', 'small', 'base', 'large'], lambda a: transformers_dinov3(a) | pair('layer_norm', width(a)),
-                            'transformers, DINOv3', False),
-    'mmpretrain classifier': (V1 + V2, lambda a: prefixed('backbone.', mmpretrain(a) | pair('norm3', width(a)))
-                              | pair('head.fc', 1000, width(a)), 'mmpretrain', False),
-    'mmpretrain, 1x1 convolutions': (V1 + V2, lambda a: prefixed('backbone.', mmpretrain(a, True) | pair('norm3', width(a)))
-                                     | pair('head.fc', 1000, width(a)), 'mmpretrain', False),
-    'mmdet with mmpretrain': (V1 + V2, lambda a: prefixed('backbone.', mmpretrain(a) | norms(a)) | detector(a, True), 'mmpretrain', True),
-    'mmseg with mmpretrain': (V1 + V2, lambda a: prefixed('backbone.', mmpretrain(a) | norms(a)) | segmentor(a), 'mmpretrain', True),
+    'FCMAE sparse': (
+        V2,
+        lambda a: (
+            prefixed('encoder.', sparse(a))
+            | pair('proj', 512, width(a), 1, 1)
+            | pair('pred', 3072, 512, 1, 1)
+            | {'mask_token': (1, 512, 1, 1)}
+            | pair('decoder.0.dwconv', 512, 1, 7, 7)
+            | {'decoder.0.grn.gamma': (1, 1, 1, 2048)}
+        ),
+        'official, sparse (FCMAE)',
+        False,
+    ),
+    'official Mask R-CNN': (
+        V1,
+        lambda a: prefixed('backbone.', official(a) | norms(a)) | detector(a, False),
+        'official',
+        True,
+    ),
+    'official Cascade': (
+        V1,
+        lambda a: prefixed('backbone.', official(a) | norms(a)) | detector(a, True),
+        'official',
+        True,
+    ),
+    'official UperNet': (
+        V1,
+        lambda a: prefixed('backbone.', official(a) | norms(a)) | segmentor(a),
+        'official',
+        True,
+    ),
+    'detector of ours, V2': (
+        V2,
+        lambda a: prefixed('backbone.', official(a, 1) | norms(a)) | detector(a, False),
+        'official',
+        True,
+    ),
+    'DINOv3 original': (
+        ['tiny', 'small', 'base', 'large'],
+        lambda a: official(a) | pair('norm', width(a)) | pair('norms.3', width(a)),
+        'official',
+        False,
+    ),
+    'EUPE original': (
+        ['tiny', 'small', 'base'],
+        lambda a: (
+            official(a)
+            | pair('norm', width(a))
+            | pair('norms.3', width(a))
+            | pair('projectors.a.0', 8, width(a))
+        ),
+        'official',
+        False,
+    ),
+    'timm classifier': (
+        V1 + V2,
+        lambda a: timm(a) | classifier(a, 'head.norm', 'head.fc'),
+        'timm',
+        False,
+    ),
+    'timm, norm before the pool': (
+        ['tiny'],
+        lambda a: timm(a) | pair('norm_pre', width(a)) | pair('head.fc', 10, width(a)),
+        'timm',
+        False,
+    ),
+    'timm, MLP head': (
+        ['large'],
+        lambda a: (
+            timm(a)
+            | pair('head.norm', width(a))
+            | pair('head.pre_logits.fc', 8, width(a))
+            | pair('head.fc', 9, 8)
+        ),
+        'timm',
+        False,
+    ),
+    'timm DINOv3': (
+        ['tiny', 'small', 'base', 'large'],
+        lambda a: timm(a) | pair('head.norm', width(a)),
+        'timm',
+        False,
+    ),
+    'timm features_only': (
+        V1 + V2,
+        lambda a: {
+            k.replace('stem.', 'stem_', 1).replace('stages.', 'stages_', 1): v
+            for k, v in timm(a).items()
+        },
+        'timm, features_only',
+        False,
+    ),
+    'CLIP of open_clip': (
+        ['base', 'large', 'xxlarge'],
+        lambda a: (
+            prefixed('visual.trunk.', timm(a) | pair('head.norm', width(a)))
+            | {
+                'logit_scale': (),
+                'visual.head.proj.weight': (640, width(a)),
+                'transformer.resblocks.0.attn.in_proj_weight': (12, 4),
+            }
+        ),
+        'timm',
+        False,
+    ),
+    'torchvision': (
+        ['tiny', 'small', 'base', 'large'],
+        lambda a: torchvision(a) | classifier(a, 'classifier.0', 'classifier.2'),
+        'torchvision',
+        False,
+    ),
+    'transformers classifier': (
+        OFFICIAL_V1 + V2,
+        lambda a: (
+            prefixed('convnext.', transformers(a) | pair('layernorm', width(a)))
+            | pair('classifier', 1000, width(a))
+        ),
+        'transformers',
+        False,
+    ),
+    'transformers backbone': (
+        OFFICIAL_V1 + V2,
+        lambda a: transformers(a) | norms(a, 'hidden_states_norms.stage{i}', 1),
+        'transformers',
+        True,
+    ),
+    'transformers backbone with the stem': (
+        ['tiny'],
+        lambda a: (
+            transformers(a)
+            | norms(a, 'hidden_states_norms.stage{i}', 1)
+            | pair('hidden_states_norms.stem', 96)
+        ),
+        'transformers',
+        True,
+    ),
+    'transformers UperNet': (
+        ['tiny'],
+        lambda a: (
+            prefixed('backbone.', transformers(a) | norms(a, 'hidden_states_norms.stage{i}', 1))
+            | pair('decode_head.classifier', 150, 512, 1, 1)
+        ),
+        'transformers',
+        True,
+    ),
+    'transformers DINOv3': (
+        ['tiny', 'small', 'base', 'large'],
+        lambda a: transformers_dinov3(a) | pair('layer_norm', width(a)),
+        'transformers, DINOv3',
+        False,
+    ),
+    'mmpretrain classifier': (
+        V1 + V2,
+        lambda a: (
+            prefixed('backbone.', mmpretrain(a) | pair('norm3', width(a)))
+            | pair('head.fc', 1000, width(a))
+        ),
+        'mmpretrain',
+        False,
+    ),
+    'mmpretrain, 1x1 convolutions': (
+        V1 + V2,
+        lambda a: (
+            prefixed('backbone.', mmpretrain(a, True) | pair('norm3', width(a)))
+            | pair('head.fc', 1000, width(a))
+        ),
+        'mmpretrain',
+        False,
+    ),
+    'mmdet with mmpretrain': (
+        V1 + V2,
+        lambda a: prefixed('backbone.', mmpretrain(a) | norms(a)) | detector(a, True),
+        'mmpretrain',
+        True,
+    ),
+    'mmseg with mmpretrain': (
+        V1 + V2,
+        lambda a: prefixed('backbone.', mmpretrain(a) | norms(a)) | segmentor(a),
+        'mmpretrain',
+        True,
+    ),
 }
 OUTPUT_NORMS = {f'norm{i}.{leaf}' for i in range(4) for leaf in ('weight', 'bias')}
-TRUNK_MARKS = ('stages', 'stem', 'features', 'downsample', 'embeddings')  # what only names of the trunk contain
+TRUNK_MARKS = (
+    'stages',
+    'stem',
+    'features',
+    'downsample',
+    'embeddings',
+)  # what only names of the trunk contain
 
 
 @mark.parametrize('file', FILES)
@@ -206,12 +461,18 @@ def test_loaded_dropped_and_left(file):
         values, report = match(net, tensors)
         own = net.state_dict()
         assert report.layout.split(', backbone')[0] == layout
-        assert set(report.loaded) == set(own) - (set() if has_norms else OUTPUT_NORMS) == set(values)
+        assert (
+            set(report.loaded) == set(own) - (set() if has_norms else OUTPUT_NORMS) == set(values)
+        )
         assert all(values[name].shape == own[name].shape for name in values)
         assert set(report.left_as_initialised) == (set() if has_norms else OUTPUT_NORMS)
         # nothing vanishes, and of the trunk nothing is dropped
-        assert len(report.loaded) + len(report.dropped) == len(tensors) and set(report.dropped) <= set(tensors)
-        assert not any(name.removeprefix('backbone.').startswith(TRUNK_MARKS) for name in report.dropped), report.dropped
+        assert len(report.loaded) + len(report.dropped) == len(tensors) and set(
+            report.dropped
+        ) <= set(tensors)
+        assert not any(
+            name.removeprefix('backbone.').startswith(TRUNK_MARKS) for name in report.dropped
+        ), report.dropped
 
 
 def test_sparse_kernels_are_turned_the_right_way():
@@ -231,4 +492,6 @@ def test_sparse_kernels_are_turned_the_right_way():
             value = flat
         state[f'encoder.{name}'] = value.reshape(shape)
     values, _ = match(ConvNeXt(arch, out_norm=False), state)
-    assert all(torch.equal(value, dense[name].reshape(value.shape)) for name, value in values.items())
+    assert all(
+        torch.equal(value, dense[name].reshape(value.shape)) for name, value in values.items()
+    )

@@ -1,4 +1,5 @@
 """mmcv's RoIAlign is silently wrong on channels-last maps: the losses must not depend on any memory format."""
+
 import copy
 from types import MethodType
 
@@ -16,7 +17,7 @@ def build(change):
     """Mask R-CNN with real heads, and one fixed batch with fixed proposals. ``change`` edits the model."""
     cfg = Config.fromfile(ROOT / COCO_T)
     init_default_scope(cfg.default_scope)
-    cfg.model.backbone.update(arch='atto', init_cfg=None, drop_path_rate=0.)
+    cfg.model.backbone.update(arch='atto', init_cfg=None, drop_path_rate=0.0)
     cfg.model.neck.in_channels = [40, 80, 160, 320]
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).train()
@@ -27,15 +28,21 @@ def build(change):
 def losses_and_gradients(model, image_format):
     generator = torch.Generator().manual_seed(1)
     data = demo_mm_inputs(2, [[3, 128, 160]] * 2, num_items=[3, 3], num_classes=80, with_mask=True)
-    data['inputs'] = [torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8, generator=generator) for _ in range(2)]
+    data['inputs'] = [
+        torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8, generator=generator)
+        for _ in range(2)
+    ]
     data = model.data_preprocessor(data, training=True)
     maps = model.extract_feat(data['inputs'].contiguous(memory_format=image_format))
     losses = dict(model.rpn_head.loss(maps, [rpn_truth(sample) for sample in data['data_samples']]))
     corner = torch.rand(60, 2, generator=generator) * 90
     proposals = torch.cat([corner, corner + 10 + torch.rand(60, 2, generator=generator) * 40], 1)
     torch.manual_seed(2)  # the samplers draw
-    losses |= model.roi_head.loss(maps, [InstanceData(bboxes=proposals.clone(), scores=torch.ones(60))
-                                         for _ in range(2)], data['data_samples'])
+    losses |= model.roi_head.loss(
+        maps,
+        [InstanceData(bboxes=proposals.clone(), scores=torch.ones(60)) for _ in range(2)],
+        data['data_samples'],
+    )
     loss, values = model.parse_losses(losses)
     loss.backward()
     gradients = torch.cat([p.grad.flatten() for p in model.backbone.parameters()])
@@ -68,7 +75,10 @@ def test_channels_last_maps_would_be_noticed():
     def leak(model):
         """A detector whose features reach RoIAlign channels-last: mmdet's extractor, and turned maps."""
         extract = model.extract_feat
-        model.extract_feat = lambda images: [m.contiguous(memory_format=torch.channels_last) for m in extract(images)]
+        model.extract_feat = lambda images: [
+            m.contiguous(memory_format=torch.channels_last) for m in extract(images)
+        ]
         for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
             extractor.forward = MethodType(SingleRoIExtractor.forward, extractor)
+
     assert largest_difference(leak, torch.contiguous_format) > 1e-2

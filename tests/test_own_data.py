@@ -1,4 +1,5 @@
 """docs/own-data.md, followed on real data: its configs, its script and its commands."""
+
 import json
 import re
 import shlex
@@ -9,16 +10,20 @@ from conftest import ROOT, run
 
 PAGE = (ROOT / 'docs/own-data.md').read_text()
 FILES = dict(re.findall(r'```python (\S+)\n(.*?)```', PAGE, re.DOTALL))
-COMMANDS = [shlex.split(line) for block in re.findall(r'```bash\n(.*?)```', PAGE, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    shlex.split(line)
+    for block in re.findall(r'```bash\n(.*?)```', PAGE, re.DOTALL)
+    for line in block.splitlines()
+]
 # What makes a run of it short: one block a stage, two steps, small images, weights at random.
-SHORT = '''
+SHORT = """
 _base_ = '{name}'
 model = dict(backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), dims=(96, 192, 384, 768)), init_cfg=None))
 train_dataloader = dict(num_workers=0, persistent_workers=False, batch_size=2, dataset=dict(indices=4))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=2))
 test_dataloader = val_dataloader
-'''
-DETECTOR = '''
+"""
+DETECTOR = """
 train_cfg = dict(max_epochs=1)
 train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
                   dict(type='Resize', scale=(160, 160), keep_ratio=True), dict(type='PackDetInputs')]
@@ -27,12 +32,12 @@ test_pipeline = [train_pipeline[0], train_pipeline[2], train_pipeline[1], dict(
 train_dataloader['dataset']['pipeline'] = train_pipeline
 val_dataloader['dataset']['pipeline'] = test_pipeline
 model['test_cfg'] = dict(rpn=dict(max_per_img=50), rcnn=dict(score_thr=0., max_per_img=5))
-'''
-SEGMENTOR = '''
+"""
+SEGMENTOR = """
 train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=2))
 model['decode_head'] = dict(channels=32)
-'''
+"""
 
 
 @pytest.fixture
@@ -51,7 +56,10 @@ def follow(folder, name, more, last):
     commands = [command for command in COMMANDS if name in command]
     assert len(commands) == 2
     for command in commands:
-        arguments = ['short.py' if a == name else f'work_dirs/short/{last}.pth' if a.endswith('.pth') else a for a in command[1:]]
+        arguments = [
+            'short.py' if a == name else f'work_dirs/short/{last}.pth' if a.endswith('.pth') else a
+            for a in command[1:]
+        ]
         output = run(*arguments, cwd=folder)
     assert list((folder / 'shown').rglob('*.png')) or list((folder / 'shown').rglob('*.jpg'))
     return output
@@ -59,7 +67,12 @@ def follow(folder, name, more, last):
 
 def test_own_coco_data(real_data, folder):
     (folder / 'data/mine').symlink_to(real_data('coco_tiny'))
-    names = {c['name'] for c in json.loads((folder / 'data/mine/annotations/instances_train2017.json').read_text())['categories']}
+    names = {
+        c['name']
+        for c in json.loads(
+            (folder / 'data/mine/annotations/instances_train2017.json').read_text()
+        )['categories']
+    }
     assert {'person', 'car', 'dog'} <= names
     assert 'segm_mAP' in follow(folder, 'my_detector.py', DETECTOR, 'epoch_1')
 

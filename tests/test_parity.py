@@ -1,4 +1,5 @@
 """Features against independent implementations, through files that those libraries wrote, and back to their names."""
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -44,23 +45,38 @@ def assert_back_again(net, peer, to, path, tail=()):
     back = load_file(path) if path.suffix == '.safetensors' else torch.load(path, weights_only=True)
     expected = peer.float().state_dict()
     assert {name for name in expected if not name.startswith(tail)} == set(back)
-    assert all(torch.equal(value, expected[name]) and value.shape == expected[name].shape for name, value in back.items())
+    assert all(
+        torch.equal(value, expected[name]) and value.shape == expected[name].shape
+        for name, value in back.items()
+    )
 
 
 def timm_maps(peer):
-    return lambda dtype, image: peer.to(dtype).forward_intermediates(image, indices=4, intermediates_only=True)
+    return lambda dtype, image: peer.to(dtype).forward_intermediates(
+        image, indices=4, intermediates_only=True
+    )
 
 
 @mark.parametrize('arch', V1_SIZES + V2_SIZES)
 def test_features_equal_timm(arch, tmp_path):
     architecture = reduced(arch)
-    peer = randomise(timm.create_model(f'convnext{arch}' if arch.startswith('v2') else f'convnext_{arch}',
-                                       num_classes=10, depths=architecture.depths))
+    peer = randomise(
+        timm.create_model(
+            f'convnext{arch}' if arch.startswith('v2') else f'convnext_{arch}',
+            num_classes=10,
+            depths=architecture.depths,
+        )
+    )
     save_file(peer.state_dict(), tmp_path / 'timm.safetensors')
     net = ConvNeXt(architecture._asdict(), out_norm=False).eval()
     report = load_weights(net, tmp_path / 'timm.safetensors')
     assert report.layout == 'timm' and set(report.loaded) == set(net.state_dict())
-    assert set(report.dropped) == {'head.norm.weight', 'head.norm.bias', 'head.fc.weight', 'head.fc.bias'}
+    assert set(report.dropped) == {
+        'head.norm.weight',
+        'head.norm.bias',
+        'head.fc.weight',
+        'head.fc.bias',
+    }
     assert_parity(net, timm_maps(peer))
     assert_back_again(net, peer, 'timm', tmp_path / 'back.safetensors', tail='head.')
 
@@ -68,12 +84,17 @@ def test_features_equal_timm(arch, tmp_path):
 @mark.parametrize('arch', ['tiny', 'small', 'base', 'large'])
 def test_features_equal_torchvision(arch, tmp_path):
     depths, dims = reduced(arch)[:2]
-    peer = randomise(torchvision.models.convnext.ConvNeXt(
-        [CNBlockConfig(*row) for row in zip(dims, [*dims[1:], None], depths)], num_classes=10))
+    peer = randomise(
+        torchvision.models.convnext.ConvNeXt(
+            [CNBlockConfig(*row) for row in zip(dims, [*dims[1:], None], depths)], num_classes=10
+        )
+    )
     torch.save(peer.state_dict(), tmp_path / 'torchvision.pth')
     net = ConvNeXt(dict(depths=depths, dims=dims), out_norm=False).eval()
     report = load_weights(net, tmp_path / 'torchvision.pth')
-    assert report.layout == 'torchvision' and all(name.startswith('classifier') for name in report.dropped)
+    assert report.layout == 'torchvision' and all(
+        name.startswith('classifier') for name in report.dropped
+    )
 
     def features(dtype, image):
         maps, x = [], image
@@ -81,6 +102,7 @@ def test_features_equal_torchvision(arch, tmp_path):
             x = layer(x)
             maps += [x] if i % 2 else []
         return maps
+
     assert_parity(net, features)
     assert_back_again(net, peer, 'torchvision', tmp_path / 'back.pth', tail='classifier')
 
@@ -88,64 +110,112 @@ def test_features_equal_torchvision(arch, tmp_path):
 def bound_of_transformers():
     """Versions before 4.50 or so normalise maps in float32, whatever the model's type."""
     from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
-    norm, x = ConvNextLayerNorm(8, data_format='channels_first').double(), torch.randn(1, 8, 4, 4).double()
+
+    norm, x = (
+        ConvNextLayerNorm(8, data_format='channels_first').double(),
+        torch.randn(1, 8, 4, 4).double(),
+    )
     expected = F.layer_norm(x.permute(0, 2, 3, 1), (8,), eps=1e-6).permute(0, 3, 1, 2)
     return 1e-10 if (norm(x) - expected).abs().max() < 1e-12 else 1e-6
 
 
-@mark.parametrize('arch', ['tiny', 'small', 'base', 'large', 'xlarge'] + [v2 for v2 in V2_SIZES if v2 != 'v2_small'])
+@mark.parametrize(
+    'arch',
+    ['tiny', 'small', 'base', 'large', 'xlarge'] + [v2 for v2 in V2_SIZES if v2 != 'v2_small'],
+)
 def test_features_equal_transformers(arch, tmp_path):
     from transformers import ConvNextBackbone, ConvNextConfig, ConvNextV2Backbone, ConvNextV2Config
+
     architecture = reduced(arch)
-    config, model = ((ConvNextConfig, ConvNextBackbone), (ConvNextV2Config, ConvNextV2Backbone))[architecture.generation - 1]
-    peer = randomise(model(config(depths=list(architecture.depths), hidden_sizes=list(architecture.dims), out_indices=[1, 2, 3, 4])))
+    config, model = ((ConvNextConfig, ConvNextBackbone), (ConvNextV2Config, ConvNextV2Backbone))[
+        architecture.generation - 1
+    ]
+    peer = randomise(
+        model(
+            config(
+                depths=list(architecture.depths),
+                hidden_sizes=list(architecture.dims),
+                out_indices=[1, 2, 3, 4],
+            )
+        )
+    )
     peer.save_pretrained(tmp_path)
     net = ConvNeXt(architecture._asdict()).eval()
     report = load_weights(net, tmp_path / 'model.safetensors')
-    assert report.layout == 'transformers' and set(report.loaded) == set(net.state_dict()) and not report.dropped
-    assert_parity(net, lambda dtype, image: peer.to(dtype)(image).feature_maps, bound_of_transformers())
+    assert (
+        report.layout == 'transformers'
+        and set(report.loaded) == set(net.state_dict())
+        and not report.dropped
+    )
+    assert_parity(
+        net, lambda dtype, image: peer.to(dtype)(image).feature_maps, bound_of_transformers()
+    )
     assert_back_again(net, peer, 'transformers', tmp_path / 'back.safetensors')
 
 
 @mark.parametrize('generation', [1, 2])
 def test_classifiers_of_transformers(generation, tmp_path):
     import transformers
+
     name = 'ConvNext' if generation == 1 else 'ConvNextV2'
-    config = getattr(transformers, f'{name}Config')(depths=[1, 1, 2, 1], hidden_sizes=[16, 24, 32, 48], num_labels=5)
+    config = getattr(transformers, f'{name}Config')(
+        depths=[1, 1, 2, 1], hidden_sizes=[16, 24, 32, 48], num_labels=5
+    )
     peer = randomise(getattr(transformers, f'{name}ForImageClassification')(config))
     peer.save_pretrained(tmp_path)
-    net = ConvNeXt(dict(depths=(1, 1, 2, 1), dims=(16, 24, 32, 48), generation=generation), out_norm=False).eval()
+    net = ConvNeXt(
+        dict(depths=(1, 1, 2, 1), dims=(16, 24, 32, 48), generation=generation), out_norm=False
+    ).eval()
     report = load_weights(net, tmp_path / 'model.safetensors')
     assert {name.split('.')[-2] for name in report.dropped} == {'layernorm', 'classifier'}
-    assert_parity(net, lambda dtype, image: peer.to(dtype)(image, output_hidden_states=True).hidden_states[1:],
-                  bound_of_transformers())
+    assert_parity(
+        net,
+        lambda dtype, image: peer.to(dtype)(image, output_hidden_states=True).hidden_states[1:],
+        bound_of_transformers(),
+    )
 
 
 @needs('DINOv3 in transformers')
 @mark.parametrize('arch', ['tiny', 'small', 'base', 'large'])
 def test_features_equal_dinov3(arch, tmp_path):
     from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
+
     depths, dims = reduced(arch)[:2]
-    peer = randomise(DINOv3ConvNextModel(DINOv3ConvNextConfig(depths=list(depths), hidden_sizes=list(dims))))
+    peer = randomise(
+        DINOv3ConvNextModel(DINOv3ConvNextConfig(depths=list(depths), hidden_sizes=list(dims)))
+    )
     peer.save_pretrained(tmp_path)
     net = ConvNeXt(dict(depths=depths, dims=dims), out_norm=False).eval()
     report = load_weights(net, tmp_path / 'model.safetensors')
-    assert report.layout == 'transformers, DINOv3' and set(report.dropped) == {'layer_norm.weight', 'layer_norm.bias'}
+    assert report.layout == 'transformers, DINOv3' and set(report.dropped) == {
+        'layer_norm.weight',
+        'layer_norm.bias',
+    }
     maps = peer(torch.zeros(1, 3, 32, 32), output_hidden_states=True).hidden_states
-    assert_parity(net, lambda dtype, image: peer.to(dtype)(image, output_hidden_states=True).hidden_states[len(maps) - 4:])
+    assert_parity(
+        net,
+        lambda dtype, image: peer.to(dtype)(image, output_hidden_states=True).hidden_states[
+            len(maps) - 4 :
+        ],
+    )
 
 
 def test_official_files_are_what_timm_reads_too(tmp_path):
     """timm has a reader of its own for the official layout: the two readers must agree."""
     from timm.models.convnext import checkpoint_filter_fn
+
     for generation, name in ((1, 'convnext_atto'), (2, 'convnextv2_atto')):
         source = randomise(ConvNeXt('atto' if generation == 1 else 'v2_atto', out_norm=False))
-        official = {key: value.reshape(1, 1, 1, -1) if '.grn.' in key else value
-                    for key, value in source.state_dict().items()}
+        official = {
+            key: value.reshape(1, 1, 1, -1) if '.grn.' in key else value
+            for key, value in source.state_dict().items()
+        }
         torch.save(dict(model=official), tmp_path / f'{generation}.pth')
         peer = timm.create_model(name, num_classes=0).eval()
         result = peer.load_state_dict(checkpoint_filter_fn(official, peer), strict=False)
-        assert not result.unexpected_keys and all(key.startswith('head.norm') for key in result.missing_keys)
+        assert not result.unexpected_keys and all(
+            key.startswith('head.norm') for key in result.missing_keys
+        )
         net = ConvNeXt('atto' if generation == 1 else 'v2_atto', out_norm=False).eval()
         load_weights(net, tmp_path / f'{generation}.pth')
         assert_parity(net, timm_maps(peer))
@@ -154,11 +224,18 @@ def test_official_files_are_what_timm_reads_too(tmp_path):
 def test_clip_trunk_of_open_clip(tmp_path):
     peer = randomise(timm.create_model('convnext_atto', num_classes=0))
     state = {f'visual.trunk.{name}': value for name, value in peer.state_dict().items()}
-    state |= {'logit_scale': torch.ones(()), 'transformer.resblocks.0.ln_1.weight': torch.ones(4), 'visual.head.proj.weight': torch.ones(2, 2)}
+    state |= {
+        'logit_scale': torch.ones(()),
+        'transformer.resblocks.0.ln_1.weight': torch.ones(4),
+        'visual.head.proj.weight': torch.ones(2, 2),
+    }
     save_file(state, tmp_path / 'open_clip.safetensors')
     net = ConvNeXt('atto', out_norm=False).eval()
     report = load_weights(net, tmp_path / 'open_clip.safetensors')
-    assert {why for why in report.dropped.values()} == {"classifier's final norm", 'outside of visual.trunk'}
+    assert {why for why in report.dropped.values()} == {
+        "classifier's final norm",
+        'outside of visual.trunk',
+    }
     assert_parity(net, timm_maps(peer))
 
 
@@ -171,8 +248,12 @@ def test_output_norms_are_layer_norms_of_timms_maps():
     with torch.no_grad():
         maps = timm_maps(peer)(torch.float32, image)
         norms = [net.norm0, net.norm1, net.norm2, net.norm3]
-        expected = [F.layer_norm(m.permute(0, 2, 3, 1), n.weight.shape, n.weight, n.bias, 1e-6).permute(0, 3, 1, 2)
-                    for m, n in zip(maps, norms)]
+        expected = [
+            F.layer_norm(m.permute(0, 2, 3, 1), n.weight.shape, n.weight, n.bias, 1e-6).permute(
+                0, 3, 1, 2
+            )
+            for m, n in zip(maps, norms)
+        ]
     assert worst_difference(net, expected, image) < 1e-5
 
 
@@ -180,7 +261,13 @@ def test_output_norms_are_layer_norms_of_timms_maps():
 @mark.parametrize('arch', ['convnext_tiny', 'convnextv2_tiny'])
 def test_dilated_features_equal_timm(arch, output_stride):
     peer = randomise(timm.create_model(arch, num_classes=0, output_stride=output_stride)).double()
-    net = ConvNeXt(arch.removeprefix('convnext').lstrip('_'), output_stride=output_stride, out_norm=False).double().eval()
+    net = (
+        ConvNeXt(
+            arch.removeprefix('convnext').lstrip('_'), output_stride=output_stride, out_norm=False
+        )
+        .double()
+        .eval()
+    )
     load_weights(net, peer.state_dict())
     assert net.out_strides == tuple(min(s, output_stride) for s in (4, 8, 16, 32))
     image = torch.randn(2, 3, 96, 64).double()
@@ -200,10 +287,22 @@ def leave_out_grn(net):
     net.stages[2][3].grn = torch.nn.Identity()
 
 
-@mark.parametrize('arch, change', [('tiny', leave_out_block), ('tiny', leave_out_gelu), ('v2_tiny', leave_out_block),
-                                   ('v2_tiny', leave_out_gelu), ('v2_tiny', leave_out_grn)])
+@mark.parametrize(
+    'arch, change',
+    [
+        ('tiny', leave_out_block),
+        ('tiny', leave_out_gelu),
+        ('v2_tiny', leave_out_block),
+        ('v2_tiny', leave_out_gelu),
+        ('v2_tiny', leave_out_grn),
+    ],
+)
 def test_parity_notices_what_is_left_out(arch, change):
-    peer = randomise(timm.create_model(f'convnext{arch}' if arch.startswith('v2') else f'convnext_{arch}', num_classes=0))
+    peer = randomise(
+        timm.create_model(
+            f'convnext{arch}' if arch.startswith('v2') else f'convnext_{arch}', num_classes=0
+        )
+    )
     net = ConvNeXt(arch, out_norm=False).eval()
     load_weights(net, peer.state_dict())
     image = torch.randn(2, 3, 96, 64)

@@ -1,4 +1,5 @@
 """The examples of docs/plain-pytorch.md, run."""
+
 import re
 
 import pytest
@@ -18,9 +19,14 @@ def model_of(code, small='atto'):
 
 def test_torchvision_trains_and_predicts():
     model = model_of(TORCHVISION)
-    model.transform.min_size, model.transform.max_size = (128,), 256  # 800 and 1333 pixels take long
-    boxes = torch.tensor([[10., 10., 90., 90.]])
-    target = dict(boxes=boxes, labels=torch.tensor([3]), masks=torch.ones(1, 128, 128, dtype=torch.uint8))
+    model.transform.min_size, model.transform.max_size = (
+        (128,),
+        256,
+    )  # 800 and 1333 pixels take long
+    boxes = torch.tensor([[10.0, 10.0, 90.0, 90.0]])
+    target = dict(
+        boxes=boxes, labels=torch.tensor([3]), masks=torch.ones(1, 128, 128, dtype=torch.uint8)
+    )
     losses = model([torch.rand(3, 128, 128)], [target])
     sum(losses.values()).backward()
     for name, parameter in model.backbone.named_parameters():
@@ -39,8 +45,11 @@ def test_segmentation_models_pytorch_trains():
 def test_other_decoders_of_segmentation_models_pytorch():
     model_of(SMP)
     import segmentation_models_pytorch as smp
+
     for decoder in (smp.Unet, smp.FPN, smp.Segformer):
-        assert decoder('convnext_dense_tiny', encoder_weights=None, classes=3)(torch.rand(2, 3, 64, 96)).shape == (2, 3, 64, 96)
+        assert decoder('convnext_dense_tiny', encoder_weights=None, classes=3)(
+            torch.rand(2, 3, 64, 96)
+        ).shape == (2, 3, 64, 96)
 
 
 @pytest.mark.parametrize('code', [TORCHVISION, SMP])

@@ -1,4 +1,5 @@
 """Our pipelines and tools on real COCO and ADE20K images."""
+
 import json
 
 import numpy as np
@@ -14,20 +15,32 @@ COCO_TINY = 'tests/configs/mask-rcnn_coco-tiny.py'
 
 def metrics(folder):
     """Logged metrics of the last validation."""
-    rows = [json.loads(line) for path in sorted(folder.glob('*/vis_data/scalars.json'))
-            for line in path.read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for path in sorted(folder.glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
     return [row for row in rows if any(key.endswith(('mAP_50', 'mIoU')) for key in row)][-1]
 
 
 def coco_options(root, train_file='annotations/instances_train2017.json', **more):
     sides = str([(side, 533) for side in range(192, 321, 16)])
     pipeline = 'train_dataloader.dataset.pipeline.3.transforms'
-    options = {f'{pipeline}.0.0.scales': sides, f'{pipeline}.1.2.scales': sides,
-               f'{pipeline}.1.0.scales': '[(160,533),(200,533),(240,533)]', f'{pipeline}.1.1.crop_size': '(154,240)',
-               'val_dataloader.dataset.pipeline.1.scale': '(533,320)',
-               'train_dataloader.dataset.ann_file': train_file,
-               **more}
-    return ['--data-root', root, '--cfg-options', *(f'{key}={value}'.replace(' ', '') for key, value in options.items())]
+    options = {
+        f'{pipeline}.0.0.scales': sides,
+        f'{pipeline}.1.2.scales': sides,
+        f'{pipeline}.1.0.scales': '[(160,533),(200,533),(240,533)]',
+        f'{pipeline}.1.1.crop_size': '(154,240)',
+        'val_dataloader.dataset.pipeline.1.scale': '(533,320)',
+        'train_dataloader.dataset.ann_file': train_file,
+        **more,
+    }
+    return [
+        '--data-root',
+        root,
+        '--cfg-options',
+        *(f'{key}={value}'.replace(' ', '') for key, value in options.items()),
+    ]
 
 
 def test_coco_trains_and_evaluates_with_all_classes(real_data, tmp_path):
@@ -38,14 +51,28 @@ def test_coco_trains_and_evaluates_with_all_classes(real_data, tmp_path):
     short['annotations'] = [a for a in short['annotations'] if a['image_id'] in kept]
     (tmp_path / 'short.json').write_text(json.dumps(short))
     # so little trained, nothing passes the threshold of 0.05
-    output = run('tools/train.py', COCO_TINY, '--work-dir', tmp_path / 'w', *coco_options(
-        root, tmp_path / 'short.json', **{'train_cfg.max_epochs': 1, 'model.test_cfg.rcnn.score_thr': 0.,
-                                          'model.test_cfg.rcnn.max_per_img': 10,
-                                          'val_dataloader.dataset.pipeline.1.scale': '(400,240)'}))
+    output = run(
+        'tools/train.py',
+        COCO_TINY,
+        '--work-dir',
+        tmp_path / 'w',
+        *coco_options(
+            root,
+            tmp_path / 'short.json',
+            **{
+                'train_cfg.max_epochs': 1,
+                'model.test_cfg.rcnn.score_thr': 0.0,
+                'model.test_cfg.rcnn.max_per_img': 10,
+                'val_dataloader.dataset.pipeline.1.scale': '(400,240)',
+            },
+        ),
+    )
     assert '[80/80]' in output  # each of the 80 images
     assert -1 < metrics(tmp_path / 'w')['coco/segm_mAP_50'] <= 1
     cfg = Config.fromfile(ROOT / COCO_TINY)
-    assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 80
+    assert (
+        cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 80
+    )
 
 
 @pytest.mark.slow
@@ -57,32 +84,71 @@ def test_coco_overfits_eight_images(real_data, tmp_path):
     few['annotations'] = [a for a in few['annotations'] if a['image_id'] in kept]
     (tmp_path / 'few.json').write_text(json.dumps(few))
     # trained and scored on the same eight images, so without augmentation: learning them by heart is the point
-    run('tools/train.py', COCO_TINY, '--work-dir', tmp_path / 'w', *coco_options(root, tmp_path / 'few.json', **{
-        'train_cfg.max_epochs': 150, 'train_cfg.val_interval': 50, 'default_hooks.checkpoint.interval': 150,
-        'train_dataloader.dataset.pipeline.2.prob': 0., 'train_dataloader.dataset.pipeline.3.prob': '[1.0,0.0]',
-        'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': '[(320,533)]',
-        'param_scheduler.1.milestones': '[120,140]', 'param_scheduler.1.end': 150, 'param_scheduler.0.end': 51,
-        'train_dataloader.dataset.filter_cfg.min_size': 0,
-        'val_dataloader.dataset.ann_file': tmp_path / 'few.json',
-        'val_dataloader.dataset.data_prefix.img': 'train2017/', 'val_evaluator.ann_file': tmp_path / 'few.json'}))
-    assert metrics(tmp_path / 'w')['coco/segm_mAP_50'] >= .5
+    run(
+        'tools/train.py',
+        COCO_TINY,
+        '--work-dir',
+        tmp_path / 'w',
+        *coco_options(
+            root,
+            tmp_path / 'few.json',
+            **{
+                'train_cfg.max_epochs': 150,
+                'train_cfg.val_interval': 50,
+                'default_hooks.checkpoint.interval': 150,
+                'train_dataloader.dataset.pipeline.2.prob': 0.0,
+                'train_dataloader.dataset.pipeline.3.prob': '[1.0,0.0]',
+                'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': '[(320,533)]',
+                'param_scheduler.1.milestones': '[120,140]',
+                'param_scheduler.1.end': 150,
+                'param_scheduler.0.end': 51,
+                'train_dataloader.dataset.filter_cfg.min_size': 0,
+                'val_dataloader.dataset.ann_file': tmp_path / 'few.json',
+                'val_dataloader.dataset.data_prefix.img': 'train2017/',
+                'val_evaluator.ann_file': tmp_path / 'few.json',
+            },
+        ),
+    )
+    assert metrics(tmp_path / 'w')['coco/segm_mAP_50'] >= 0.5
 
 
 def ade_options(root):
-    narrow = {'model.backbone.arch': 'atto', 'model.backbone.init_cfg': 'None',
-              'optim_wrapper.paramwise_cfg.num_layers': 5,
-              'model.decode_head.in_channels': '[40,80,160,320]', 'model.decode_head.channels': 32,
-              'model.auxiliary_head.in_channels': 160, 'model.auxiliary_head.channels': 32}
-    data = {f'{split}_dataloader.{key}': value for split in ('train', 'val', 'test') for key, value in {
-        'dataset.data_root': root, 'dataset.data_prefix.img_path': 'images',
-        'dataset.data_prefix.seg_map_path': 'annotations', 'num_workers': 0, 'persistent_workers': False}.items()}
+    narrow = {
+        'model.backbone.arch': 'atto',
+        'model.backbone.init_cfg': 'None',
+        'optim_wrapper.paramwise_cfg.num_layers': 5,
+        'model.decode_head.in_channels': '[40,80,160,320]',
+        'model.decode_head.channels': 32,
+        'model.auxiliary_head.in_channels': 160,
+        'model.auxiliary_head.channels': 32,
+    }
+    data = {
+        f'{split}_dataloader.{key}': value
+        for split in ('train', 'val', 'test')
+        for key, value in {
+            'dataset.data_root': root,
+            'dataset.data_prefix.img_path': 'images',
+            'dataset.data_prefix.seg_map_path': 'annotations',
+            'num_workers': 0,
+            'persistent_workers': False,
+        }.items()
+    }
     return narrow | data
 
 
 def test_ade20k_recipe_runs_on_real_images(real_data, tmp_path):
-    options = ade_options(real_data('ade_sample')) | {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2}
-    run('tools/train.py', ADE_T, '--work-dir', tmp_path, '--cfg-options',
-        *(f'{key}={value}' for key, value in options.items()))
+    options = ade_options(real_data('ade_sample')) | {
+        'train_cfg.max_iters': 2,
+        'train_cfg.val_interval': 2,
+    }
+    run(
+        'tools/train.py',
+        ADE_T,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        *(f'{key}={value}' for key, value in options.items()),
+    )
     assert 0 <= metrics(tmp_path)['mIoU'] < 20  # percent: two iterations from noise
 
 
@@ -97,7 +163,9 @@ def corrupt(label, kind):
         return swapped
     rng = np.random.default_rng(0)
     # among the classes of the image: each of the 150 would count as a class with IoU 0
-    return np.where(rng.random(label.shape) < .2, rng.choice(np.unique(label[label > 0]), label.shape), label)
+    return np.where(
+        rng.random(label.shape) < 0.2, rng.choice(np.unique(label[label > 0]), label.shape), label
+    )
 
 
 def mean_iou(labels, predictions):
@@ -126,9 +194,18 @@ def test_metric_equals_a_direct_computation(kind, real_data):
         predictions.append(corrupt(labels[-1], kind))
         # the network predicts 0 ... 149; what a shift brings in from unlabelled pixels is some wrong class
         predictions[-1] = np.where(predictions[-1] == 0, 150, predictions[-1])
-        metric.process({}, [dict(pred_sem_seg=dict(data=torch.from_numpy(predictions[-1] - 1)[None]),
-                                 gt_sem_seg=dict(data=sample['data_samples'].gt_sem_seg.data))])
+        metric.process(
+            {},
+            [
+                dict(
+                    pred_sem_seg=dict(data=torch.from_numpy(predictions[-1] - 1)[None]),
+                    gt_sem_seg=dict(data=sample['data_samples'].gt_sem_seg.data),
+                )
+            ],
+        )
     assert len(labels) == 3
     expected = mean_iou(labels, predictions)
-    assert metric.evaluate(3)['mIoU'] == pytest.approx(expected, abs=.006)  # the metric rounds to two digits
+    assert metric.evaluate(3)['mIoU'] == pytest.approx(
+        expected, abs=0.006
+    )  # the metric rounds to two digits
     assert 10 < expected < 90

@@ -1,4 +1,5 @@
 """The files that users have, from end to end: each model of ours computes on an image what the file's own model does."""
+
 import importlib
 from pathlib import Path
 
@@ -25,19 +26,32 @@ ZOO = {
 
 def normalised(photo):
     image = np.asarray(Image.open(photo).convert('RGB').resize((320, 224)), dtype=np.float32)
-    return torch.from_numpy((image - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]).float().permute(2, 0, 1)[None]
+    return (
+        torch.from_numpy((image - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375])
+        .float()
+        .permute(2, 0, 1)[None]
+    )
 
 
 def test_official_classifier_in_mask_rcnn(photo, tmp_path):
-    classifier = {name: value for name, value in randomise(ConvNeXt('tiny', out_norm=False)).state_dict().items()}
-    classifier |= {'norm.weight': torch.full((768,), 9.), 'norm.bias': torch.zeros(768),
-                   'head.weight': torch.zeros(1000, 768), 'head.bias': torch.zeros(1000)}
+    classifier = {
+        name: value
+        for name, value in randomise(ConvNeXt('tiny', out_norm=False)).state_dict().items()
+    }
+    classifier |= {
+        'norm.weight': torch.full((768,), 9.0),
+        'norm.bias': torch.zeros(768),
+        'head.weight': torch.zeros(1000, 768),
+        'head.bias': torch.zeros(1000),
+    }
     torch.save(dict(model=classifier), tmp_path / 'convnext_tiny_1k_224.pth')
     peer = timm.create_model('convnext_tiny').eval()
     peer.load_state_dict(checkpoint_filter_fn(dict(model=classifier), peer))
 
     cfg = Config.fromfile(ROOT / COCO_T)
-    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'convnext_tiny_1k_224.pth'))
+    cfg.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'convnext_tiny_1k_224.pth')
+    )
     init_default_scope('mmdet')
     detector = MODELS.build(cfg.model).eval()
     detector.init_weights()
@@ -46,13 +60,28 @@ def test_official_classifier_in_mask_rcnn(photo, tmp_path):
         maps = detector.backbone(image)
         theirs = peer.forward_intermediates(image, indices=4, intermediates_only=True)
     for ours, expected in zip(maps, theirs):
-        expected = F.layer_norm(expected.permute(0, 2, 3, 1), expected.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
+        expected = F.layer_norm(
+            expected.permute(0, 2, 3, 1), expected.shape[1:2], eps=1e-6
+        ).permute(0, 3, 1, 2)
         assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_backbone_out_of_a_training_checkpoint_of_mmengine(scenes, photo, tmp_path):
-    run('tools/train.py', DEMO['coco'], '--work-dir', tmp_path, *demo_options('coco', scenes, **{
-        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}))
+    run(
+        'tools/train.py',
+        DEMO['coco'],
+        '--work-dir',
+        tmp_path,
+        *demo_options(
+            'coco',
+            scenes,
+            **{
+                'train_cfg.max_iters': 2,
+                'train_cfg.val_interval': 2,
+                'default_hooks.checkpoint.interval': 2,
+            },
+        ),
+    )
     written = tmp_path / 'iter_2.pth'
     with pytest.raises(Exception, match='(?i)weights.only|unsupported'):  # what others do with it
         torch.load(written, weights_only=True)
@@ -76,16 +105,22 @@ def test_zoo_model_in_our_config(model, photo, tmp_path):
     ours = Config.fromfile(ROOT / our_config)
     ours.model.backbone.init_cfg = None
     apis = importlib.import_module(f'{library.__name__}.apis')
-    build, infer = ((apis.init_detector, apis.inference_detector) if library is mmdet
-                    else (apis.init_model, apis.inference_model))
+    build, infer = (
+        (apis.init_detector, apis.inference_detector)
+        if library is mmdet
+        else (apis.init_model, apis.inference_model)
+    )
     for cfg in (theirs, ours):
         cfg.test_pipeline[1].scale = (480, 320)
         if library is mmdet:
-            cfg.model.test_cfg.rcnn.update(score_thr=0., max_per_img=20)
+            cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=20)
     source = build(theirs, device='cpu')
     randomise(source)
     names = tuple(f'class {i}' for i in range(80 if library is mmdet else 150))
-    torch.save(dict(state_dict=source.state_dict(), meta=dict(epoch=36, CLASSES=names)), tmp_path / 'zoo.pth')
+    torch.save(
+        dict(state_dict=source.state_dict(), meta=dict(epoch=36, CLASSES=names)),
+        tmp_path / 'zoo.pth',
+    )
     run('tools/convert_weights.py', tmp_path / 'zoo.pth', tmp_path / 'ours.pth')
     ours_model = build(ours, str(tmp_path / 'ours.pth'), device='cpu')
     assert ours_model.dataset_meta['classes'] == names
@@ -97,5 +132,5 @@ def test_zoo_model_in_our_config(model, photo, tmp_path):
     expected, result = expected.pred_instances, result.pred_instances
     assert len(result) == 20 and torch.equal(result.labels, expected.labels)
     assert torch.allclose(result.scores, expected.scores, atol=1e-4)
-    assert torch.allclose(result.bboxes, expected.bboxes, atol=.05)
+    assert torch.allclose(result.bboxes, expected.bboxes, atol=0.05)
     assert (result.masks != expected.masks).float().mean() < 1e-3

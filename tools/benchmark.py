@@ -12,6 +12,7 @@ model is timed whose maps are not those of the float64 network. Every model has 
 own, and their runs take turns. Memory is the allocator's peak above the weights, outputs included;
 of a training step without the gradients of the weights, which all hold alike.
 """
+
 import argparse
 import copy
 import json
@@ -28,41 +29,78 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from convnext_dense import ARCHITECTURES, ConfigError, fuse, plain_operators
-from convnext_dense.evaluation.peers import (BOUND, OURS, OURS_IN_TRAINING, PEERS, Scenario,
-                                             candidate, common, images_of, official)
-from convnext_dense.evaluation.timing import (Candidate, Process, figures, interleaved, machine,
-                                              product_rate)
+from convnext_dense.evaluation.peers import (
+    BOUND,
+    OURS,
+    OURS_IN_TRAINING,
+    PEERS,
+    Scenario,
+    candidate,
+    common,
+    images_of,
+    official,
+)
+from convnext_dense.evaluation.timing import (
+    Candidate,
+    Process,
+    figures,
+    interleaved,
+    machine,
+    product_rate,
+)
 
-NAMED = .03  # share of the time from which a part is named
+NAMED = 0.03  # share of the time from which a part is named
 WHOLE = ('plain operators', 'convnext_dense', 'convnext_dense, fused')
 HEADER = ('model', 'median, s', 'spread', 'speed', 'memory, MB', 'memory', 'error')
-SUITE = [Scenario('tiny', '1x800x1280'), Scenario('tiny', '1x800x1280', 'bfloat16'),
-         Scenario('tiny', '2x512x512', train=True), Scenario('v2_tiny', '2x512x512', train=True),
-         *(Scenario('tiny', size) for size in ('1x512x512', '8x224x224', '1x512x2048')),
-         *(Scenario(arch, '1x512x512') for arch in ('atto', 'small', 'base', 'v2_tiny'))]
+SUITE = [
+    Scenario('tiny', '1x800x1280'),
+    Scenario('tiny', '1x800x1280', 'bfloat16'),
+    Scenario('tiny', '2x512x512', train=True),
+    Scenario('v2_tiny', '2x512x512', train=True),
+    *(Scenario('tiny', size) for size in ('1x512x512', '8x224x224', '1x512x2048')),
+    *(Scenario(arch, '1x512x512') for arch in ('atto', 'small', 'base', 'v2_tiny')),
+]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='*', metavar='CONFIG',
-                        help='whole models to compare in place of backbones')
-    parser.add_argument('--arch', default='tiny', choices=ARCHITECTURES, metavar='ARCH',
-                        help='atto ... xxlarge, v2_atto ... v2_huge')
-    parser.add_argument('--size', help='IMAGESxHEIGHTxWIDTH, for instance 1x800x1280; without it '
-                        'and without configs: the suite')
-    parser.add_argument('--dtype', default='float32', choices=BOUND,
-                        help='of weights and images; in a training step that of autocast')
-    parser.add_argument('--train', action='store_true',
-                        help='a training step in place of inference')
-    parser.add_argument('--compile', action='store_true',
-                        help='also torch.compile of each backbone (minutes)')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'configs', nargs='*', metavar='CONFIG', help='whole models to compare in place of backbones'
+    )
+    parser.add_argument(
+        '--arch',
+        default='tiny',
+        choices=ARCHITECTURES,
+        metavar='ARCH',
+        help='atto ... xxlarge, v2_atto ... v2_huge',
+    )
+    parser.add_argument(
+        '--size',
+        help='IMAGESxHEIGHTxWIDTH, for instance 1x800x1280; without it '
+        'and without configs: the suite',
+    )
+    parser.add_argument(
+        '--dtype',
+        default='float32',
+        choices=BOUND,
+        help='of weights and images; in a training step that of autocast',
+    )
+    parser.add_argument(
+        '--train', action='store_true', help='a training step in place of inference'
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='also torch.compile of each backbone (minutes)'
+    )
     parser.add_argument('--runs', type=int, default=10)
     parser.add_argument('--threads', type=int, help="default: torch's, the number of cores")
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                        choices=('cpu', 'cuda'))
-    parser.add_argument('--out', default='work_dirs/benchmark',
-                        help='folder for benchmark.json, .md and .png')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda')
+    )
+    parser.add_argument(
+        '--out', default='work_dirs/benchmark', help='folder for benchmark.json, .md and .png'
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -75,8 +113,9 @@ def main():
     console.print(', '.join(f'{key} {value}' for key, value in about.items()), highlight=False)
     scenarios = [Scenario(name, args.size or '1x800x1280', args.dtype) for name in args.configs]
     if not scenarios:
-        scenarios = SUITE if not args.size else [
-            Scenario(args.arch, args.size, args.dtype, args.train)]
+        scenarios = (
+            SUITE if not args.size else [Scenario(args.arch, args.size, args.dtype, args.train)]
+        )
     for scenario in scenarios:
         try:
             result = benchmark(scenario, args)
@@ -84,8 +123,9 @@ def main():
             console.print(f'{scenario}: {error}', style='red', markup=False)
             continue
         title, rows, note = cells_of(result)
-        table = Table(HEADER[0], *(Column(name, justify='right') for name in HEADER[1:]),
-                      title=title)
+        table = Table(
+            HEADER[0], *(Column(name, justify='right') for name in HEADER[1:]), title=title
+        )
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -113,9 +153,12 @@ def benchmark(scenario, args):
             names = [*(OURS_IN_TRAINING if scenario.train else OURS), *PEERS]
             choices = [(name, False) for name in names]
             choices += [(name, True) for name in names if 'fused' not in name] * args.compile
-            processes = {f'{name}, compiled' if is_compiled else name: Process(
-                backbone, name, scenario, args.device, f'{folder}/expected.pt', is_compiled)
-                for name, is_compiled in choices}
+            processes = {
+                f'{name}, compiled' if is_compiled else name: Process(
+                    backbone, name, scenario, args.device, f'{folder}/expected.pt', is_compiled
+                )
+                for name, is_compiled in choices
+            }
         try:
             return measured(scenario, args, processes)
         finally:
@@ -124,13 +167,20 @@ def benchmark(scenario, args):
 
 
 def measured(scenario, args, processes):
-    facts = {name: process.ask('facts') for name, process in track(
-        processes.items(), f'{scenario}: models', transient=True)}
+    facts = {
+        name: process.ask('facts')
+        for name, process in track(processes.items(), f'{scenario}: models', transient=True)
+    }
     processes = {name: process for name, process in processes.items() if facts[name] is not None}
-    seconds = interleaved({name: partial(process.ask, 'seconds')
-                           for name, process in processes.items()}, args.runs, str(scenario))
-    rows = {name: dict(seconds=times, memory=processes[name].ask('memory'), **facts[name])
-            for name, times in seconds.items()}
+    seconds = interleaved(
+        {name: partial(process.ask, 'seconds') for name, process in processes.items()},
+        args.runs,
+        str(scenario),
+    )
+    rows = {
+        name: dict(seconds=times, memory=processes[name].ask('memory'), **facts[name])
+        for name, times in seconds.items()
+    }
     medians = {name: figure.median for name, figure in figures(rows).items()}
     rows = {name: dict(median=medians[name], **row) for name, row in rows.items()}
     result = dict(scenario=scenario._asdict(), rows=rows)
@@ -140,9 +190,12 @@ def measured(scenario, args, processes):
         rate = product_rate(getattr(torch, scenario.dtype), args.device)
         seconds_of_products = medians['convnext_dense, fused'] * shares.get('matrix products', 1)
         result.update(
-            parameters=sum(p.numel() for p in net.parameters()), flops=2 * macs(net, images),
-            rate=rate, shares=shares,
-            efficiency=product_flops(scenario.arch, images) / (seconds_of_products * rate))
+            parameters=sum(p.numel() for p in net.parameters()),
+            flops=2 * macs(net, images),
+            rate=rate,
+            shares=shares,
+            efficiency=product_flops(scenario.arch, images) / (seconds_of_products * rate),
+        )
     return result
 
 
@@ -153,6 +206,7 @@ def backbone(name, scenario, device, path, is_compiled=False):
 
 def macs(net, images):
     from convnext_dense.flops import Counter
+
     with Counter() as counter, torch.no_grad(), torch.device('meta'):
         copy.deepcopy(net).to('meta')(torch.empty(images.shape, device='meta'))
     return counter.macs()
@@ -170,6 +224,7 @@ def whole_model(name, scenario, device):
 
     from convnext_dense.building import build
     from convnext_dense.flops import samples
+
     images = images_of(scenario)
     cfg = Config.fromfile(scenario.arch)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -180,52 +235,81 @@ def whole_model(name, scenario, device):
     def predict():
         with torch.no_grad(), plain_operators() if name == 'plain operators' else nullcontext():
             return model(images.to(device), copy.deepcopy(batch), mode='predict')
+
     return Candidate(predict, device, dict(error=None))
 
 
 # ---- the page and the plot ----
 
+
 def cells_of(result):
     """Title, rows of text under ``HEADER``, and what the time goes to."""
     title = str(Scenario(**result['scenario']))
     if 'flops' in result:
-        title += (f': {result["parameters"] / 1e6:.1f} M parameters, '
-                  f'{result["flops"] / 2e9:.1f} G multiply-adds')
+        title += (
+            f': {result["parameters"] / 1e6:.1f} M parameters, '
+            f'{result["flops"] / 2e9:.1f} G multiply-adds'
+        )
     rows, note = [], ''
     for name, figure in figures(result['rows']).items():
         error = result['rows'][name]['error']
-        rows.append((name, f'{figure.median:.3f}', f'{figure.spread:.0%}', f'{figure.speed:.2f}',
-                     f'{figure.memory / 1e6:.0f}', f'{figure.relative_memory:.2f}',
-                     '' if error is None else f'{error:.1e}'))
+        rows.append(
+            (
+                name,
+                f'{figure.median:.3f}',
+                f'{figure.spread:.0%}',
+                f'{figure.speed:.2f}',
+                f'{figure.memory / 1e6:.0f}',
+                f'{figure.relative_memory:.2f}',
+                '' if error is None else f'{error:.1e}',
+            )
+        )
     if 'shares' in result:
-        shares = [f'{name} {share:.0%}' for name, share in result['shares'].items()
-                  if share >= NAMED]
-        note = (f'fused: {", ".join(shares)}; products run at {result["efficiency"]:.0%} of the '
-                f'rate of a large one ({result["rate"] / 1e9:.0f} GFLOP/s)')
+        shares = [
+            f'{name} {share:.0%}' for name, share in result['shares'].items() if share >= NAMED
+        ]
+        note = (
+            f'fused: {", ".join(shares)}; products run at {result["efficiency"]:.0%} of the '
+            f'rate of a large one ({result["rate"] / 1e9:.0f} GFLOP/s)'
+        )
     return title, rows, note
 
 
 def report(results, about):
     facts = ', '.join(f'{key} {value}' for key, value in about.items())
-    lines = ['# Benchmark', '', f'Made by `tools/benchmark.py` (`make benchmark` for the suite): '
-             f'{facts}. Each model in a process of its own. Speed is relative to the fastest peer, '
-             'memory to the lightest; error is that of the worst map relative to float64; spread '
-             'is the middle half of the runs.', '', '![the same as bars](benchmark.png)', '']
+    lines = [
+        '# Benchmark',
+        '',
+        f'Made by `tools/benchmark.py` (`make benchmark` for the suite): '
+        f'{facts}. Each model in a process of its own. Speed is relative to the fastest peer, '
+        'memory to the lightest; error is that of the worst map relative to float64; spread '
+        'is the middle half of the runs.',
+        '',
+        '![the same as bars](benchmark.png)',
+        '',
+    ]
     for result in results:
         title, rows, note = cells_of(result)
-        lines += [f'## {title}', '', '| ' + ' | '.join(HEADER) + ' |',
-                  '|---' + '|---:' * (len(HEADER) - 1) + '|']
+        lines += [
+            f'## {title}',
+            '',
+            '| ' + ' | '.join(HEADER) + ' |',
+            '|---' + '|---:' * (len(HEADER) - 1) + '|',
+        ]
         lines += ['| ' + ' | '.join(row) + ' |' for row in rows] + ['', note, '']
     return '\n'.join(lines).rstrip() + '\n'
 
 
 def draw(results, about, path):
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    size = 11, .6 + 1.7 * len(results)
-    figure, axes = pyplot.subplots(len(results), 2, figsize=size, squeeze=False,
-                                   layout='constrained')
+
+    size = 11, 0.6 + 1.7 * len(results)
+    figure, axes = pyplot.subplots(
+        len(results), 2, figsize=size, squeeze=False, layout='constrained'
+    )
     for (left, right), result in zip(axes, results):
         names = list(result['rows'])
         colours = ['C0' if name.startswith('convnext_dense') else 'C7' for name in names]
@@ -234,13 +318,14 @@ def draw(results, about, path):
             bars = axis.barh(names, values, color=colours)
             axis.bar_label(bars, fmt='%.3f' if unit == 's' else '%.0f', padding=2, fontsize=7)
             axis.invert_yaxis()
-            axis.margins(x=.15)
+            axis.margins(x=0.15)
             axis.tick_params(labelsize=7)
             axis.spines[['top', 'right']].set_visible(False)
             axis.set_title(f'{Scenario(**result["scenario"])}: {unit}', fontsize=8)
         right.set_yticklabels([])
-    figure.suptitle(f'{about["hardware"]}, {about["threads"]} threads, torch {about["torch"]}',
-                    fontsize=9)
+    figure.suptitle(
+        f'{about["hardware"]}, {about["threads"]} threads, torch {about["torch"]}', fontsize=9
+    )
     figure.savefig(path, dpi=120)
 
 

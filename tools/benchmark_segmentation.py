@@ -10,6 +10,7 @@ Any model of mmseg takes part, and models on ConvNeXt a second time, fused. Each
 measured of all models in turns, at the end, so that what else the machine does hits all alike. A model that fails gets a row that says
 why. Finished rows are kept in --out: the same command goes on after an interruption. Detectors of mmdet are compared by AP likewise.
 """
+
 import argparse
 import hashlib
 import json
@@ -46,21 +47,71 @@ class Entry(NamedTuple):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('models', nargs='+', metavar='CONFIG[=CHECKPOINT]', help='or a folder of work dirs, each with a config and a checkpoint')
-    parser.add_argument('--data-root', metavar='FOLDER', help='the data in place of those that the configs name; their own layout, or '
-                        + label_folder.describe() + '; images/validation beside annotations/validation is read as ADE20K, where 0 is unknown')
-    parser.add_argument('--classes', nargs='+', metavar='NAME', help='of the labels 0, 1, ... in --data-root (default: those of the config); behind the configs')
-    parser.add_argument('--ignore', nargs='+', type=int, default=[], metavar='LABEL', help='labels that mean unknown, besides 255')
-    parser.add_argument('--train', action='store_true', help='train what has no checkpoint, with its own schedule, on the training split')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='for every config, as in tools/train.py; train_cfg.max_iters=100 is a shorter training')
-    parser.add_argument('--tta', action='store_true', help="also score with each config's test-time augmentation (multi-scale and flip)")
-    parser.add_argument('--runs', type=int, default=20, help='timed runs of each model (default: 20)')
-    parser.add_argument('--batch', type=int, default=4, help='images at once for the throughput (default: 4)')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'models',
+        nargs='+',
+        metavar='CONFIG[=CHECKPOINT]',
+        help='or a folder of work dirs, each with a config and a checkpoint',
+    )
+    parser.add_argument(
+        '--data-root',
+        metavar='FOLDER',
+        help='the data in place of those that the configs name; their own layout, or '
+        + label_folder.describe()
+        + '; images/validation beside annotations/validation is read as ADE20K, where 0 is unknown',
+    )
+    parser.add_argument(
+        '--classes',
+        nargs='+',
+        metavar='NAME',
+        help='of the labels 0, 1, ... in --data-root (default: those of the config); behind the configs',
+    )
+    parser.add_argument(
+        '--ignore',
+        nargs='+',
+        type=int,
+        default=[],
+        metavar='LABEL',
+        help='labels that mean unknown, besides 255',
+    )
+    parser.add_argument(
+        '--train',
+        action='store_true',
+        help='train what has no checkpoint, with its own schedule, on the training split',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='for every config, as in tools/train.py; train_cfg.max_iters=100 is a shorter training',
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="also score with each config's test-time augmentation (multi-scale and flip)",
+    )
+    parser.add_argument(
+        '--runs', type=int, default=20, help='timed runs of each model (default: 20)'
+    )
+    parser.add_argument(
+        '--batch', type=int, default=4, help='images at once for the throughput (default: 4)'
+    )
     parser.add_argument('--examples', type=int, default=4, help='images on the page (default: 4)')
     parser.add_argument('--threads', type=int, help="default: torch's, the number of cores")
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda'))
-    parser.add_argument('--out', default='work_dirs/benchmark_segmentation', type=Path, help='folder for index.html, .csv, .json and label maps')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=('cpu', 'cuda')
+    )
+    parser.add_argument(
+        '--out',
+        default='work_dirs/benchmark_segmentation',
+        type=Path,
+        help='folder for index.html, .csv, .json and label maps',
+    )
     args = parser.parse_args()
     if (args.classes or args.ignore) and not args.data_root:
         parser.error('--classes and --ignore are of the labels in --data-root')
@@ -86,14 +137,26 @@ def find(models):
     for text in models:
         config, equals, checkpoint = text.rpartition('=') if '.py=' in text else (text, '', '')
         if Path(text).is_dir():
-            runs = [path for path in (Path(text), *sorted(Path(text).iterdir())) if path.is_dir() and (path / 'last_checkpoint').is_file()]
+            runs = [
+                path
+                for path in (Path(text), *sorted(Path(text).iterdir()))
+                if path.is_dir() and (path / 'last_checkpoint').is_file()
+            ]
             if not runs:
-                raise ConfigError(f'{text} holds no work dirs: expected folders with last_checkpoint and a config in them')
-            found += [(run.name, str(next(run.glob('*.py'), run / 'config.py')), str(_best(run))) for run in runs]
+                raise ConfigError(
+                    f'{text} holds no work dirs: expected folders with last_checkpoint and a config in them'
+                )
+            found += [
+                (run.name, str(next(run.glob('*.py'), run / 'config.py')), str(_best(run)))
+                for run in runs
+            ]
         else:
             found.append((Path(config).stem, config, checkpoint or None))
     if len({name for name, *_ in found}) < len(found):
-        found = [(f'{name} {Path(checkpoint or "").stem}', config, checkpoint) for name, config, checkpoint in found]
+        found = [
+            (f'{name} {Path(checkpoint or "").stem}', config, checkpoint)
+            for name, config, checkpoint in found
+        ]
     if len({name for name, *_ in found}) < len(found):
         raise ConfigError('a model is named twice')
     return [Entry(*one) for one in found]
@@ -107,14 +170,34 @@ def _best(run):
 def compare(entries, args):
     console = Console(width=None if sys.stdout.isatty() else 160)
     with quiet():
-        versions = {name: import_module(name).__version__ for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet') if find_spec(name)}
-    about = dict(machine(args.device), **versions, command=' '.join(sys.argv), batch=args.batch, data=args.data_root or 'as the configs name them')
-    console.print(', '.join(f'{key} {about[key]}' for key in ('hardware', 'threads', 'torch')), highlight=False)
+        versions = {
+            name: import_module(name).__version__
+            for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet')
+            if find_spec(name)
+        }
+    about = dict(
+        machine(args.device),
+        **versions,
+        command=' '.join(sys.argv),
+        batch=args.batch,
+        data=args.data_root or 'as the configs name them',
+    )
+    console.print(
+        ', '.join(f'{key} {about[key]}' for key in ('hardware', 'threads', 'torch')),
+        highlight=False,
+    )
     rows = []
     for entry in entries:
         found = [row_of(entry, args, rows, console)]
         if found[0].get('is_ours') and 'error' not in found[0]:
-            found.append(row_of(Entry(f'{entry.name}, fused', found[0]['config'], found[0]['checkpoint'], True), args, rows + found, console))
+            found.append(
+                row_of(
+                    Entry(f'{entry.name}, fused', found[0]['config'], found[0]['checkpoint'], True),
+                    args,
+                    rows + found,
+                    console,
+                )
+            )
         rows += found
         page.write(rows, about, args.out)
     clock([row for row in rows if 'error' not in row], args)
@@ -124,11 +207,18 @@ def compare(entries, args):
         console.print(page.table(rows))
         for row in rows:
             if 'note' in row:
-                console.print(f'{row["name"]}: {row["note"]}', style='red', markup=False, highlight=False)
-        console.print(f'wrote {args.out}/index.html, results.csv, results.json; in {args.out}/MODEL label maps (predictions), the config '
-                      '(config.py), and of what was trained here the checkpoint (train)', highlight=False)
+                console.print(
+                    f'{row["name"]}: {row["note"]}', style='red', markup=False, highlight=False
+                )
+        console.print(
+            f'wrote {args.out}/index.html, results.csv, results.json; in {args.out}/MODEL label maps (predictions), the config '
+            '(config.py), and of what was trained here the checkpoint (train)',
+            highlight=False,
+        )
     if failed:
-        console.print(f'{failed} of {len(rows)} models failed, as said above', style='red', highlight=False)
+        console.print(
+            f'{failed} of {len(rows)} models failed, as said above', style='red', highlight=False
+        )
     return int(failed == len(rows))
 
 
@@ -136,7 +226,13 @@ def row_of(entry, args, rows, console):
     """Everything but the speed: kept from an earlier run, or measured; or why it could not be."""
     folder = args.out / entry.name.replace(', ', '-').replace(' ', '-')
     folder.mkdir(parents=True, exist_ok=True)
-    row = dict(name=entry.name, config=entry.config, checkpoint=entry.checkpoint, folder=folder.name, is_fused=entry.is_fused)
+    row = dict(
+        name=entry.name,
+        config=entry.config,
+        checkpoint=entry.checkpoint,
+        folder=folder.name,
+        is_fused=entry.is_fused,
+    )
     try:
         cfg = entry_config(entry, args, folder)
         meaning = label_folder.meaning(cfg) if 'decode_head' in cfg.model else None
@@ -146,11 +242,21 @@ def row_of(entry, args, rows, console):
         row['is_ours'] = 'convnext_dense.ConvNeXt' in repr(cfg.model)
         if not entry.is_fused:
             cfg.dump(folder / 'config.py')
-        row['config'] = str((folder if not entry.is_fused else Path(entry.config).parent) / 'config.py')
+        row['config'] = str(
+            (folder if not entry.is_fused else Path(entry.config).parent) / 'config.py'
+        )
         if entry.checkpoint is None:
             row['checkpoint'] = train(entry.name, cfg, folder, args, console)
-        key = _key(FORMAT, cfg.pretty_text, label_folder.stamp(cfg, 'test'),
-                   Path(row['checkpoint']), entry.is_fused, args.tta, args.examples, args.device)
+        key = _key(
+            FORMAT,
+            cfg.pretty_text,
+            label_folder.stamp(cfg, 'test'),
+            Path(row['checkpoint']),
+            entry.is_fused,
+            args.tta,
+            args.examples,
+            args.device,
+        )
         kept = folder / 'row.json'
         if (old := _load(kept)).get('key') == key:
             console.print(f'{entry.name}: kept', highlight=False)
@@ -163,11 +269,19 @@ def row_of(entry, args, rows, console):
         first = next((other for other in rows if 'error' not in other), row)
         for what in ('data', 'classes'):
             if row[what] != first[what]:
-                raise ConfigError(f'its {"test images" if what == "data" else what} are not those of {first["name"]}: the figures cannot be '
-                                  'compared. --data-root gives all models the same')
+                raise ConfigError(
+                    f'its {"test images" if what == "data" else what} are not those of {first["name"]}: the figures cannot be '
+                    'compared. --data-root gives all models the same'
+                )
     except Exception as error:  # whatever it is, the other models go on
-        kind = '' if isinstance(error, (ConfigError, WeightsError, RuntimeError)) else f'{type(error).__name__}: '
-        row['error'] = kind + str(error).removeprefix('ConfigError: ').removeprefix('WeightsError: ')
+        kind = (
+            ''
+            if isinstance(error, (ConfigError, WeightsError, RuntimeError))
+            else f'{type(error).__name__}: '
+        )
+        row['error'] = kind + str(error).removeprefix('ConfigError: ').removeprefix(
+            'WeightsError: '
+        )
         console.print(f'{entry.name}: {row["error"]}', style='red', markup=False, highlight=False)
     return row
 
@@ -191,7 +305,9 @@ def entry_config(entry, args, folder):
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     to_train = entry.checkpoint is None
     if args.data_root and 'decode_head' not in cfg.model:
-        raise ConfigError('detectors are compared on the data that their configs name, without --data-root')
+        raise ConfigError(
+            'detectors are compared on the data that their configs name, without --data-root'
+        )
     if args.data_root:
         label_folder.put(cfg, args.data_root, args.classes, args.ignore, to_train)
     if 'decode_head' in cfg.model:
@@ -209,18 +325,38 @@ def train(name, cfg, folder, args, console):
     if not args.train and (is_other or not done.exists()):
         raise ConfigError('no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train')
     if is_other:
-        console.print(f'{name}: the config or the training data have changed, it starts anew', highlight=False)
+        console.print(
+            f'{name}: the config or the training data have changed, it starts anew', highlight=False
+        )
         shutil.rmtree(work_dir)
     work_dir.mkdir(exist_ok=True)
     trained.write_text(this)
     if not done.exists():
-        command = [TRAIN, config, '--work-dir', work_dir, *(['--resume'] if (work_dir / 'last_checkpoint').exists() else [])]
-        with Progress(TextColumn('training'), BarColumn(), TextColumn('{task.completed}/{task.total} {task.fields[text]}'),
-                      TimeRemainingColumn(), console=console, transient=True, disable=not sys.stdout.isatty()) as progress:
+        command = [
+            TRAIN,
+            config,
+            '--work-dir',
+            work_dir,
+            *(['--resume'] if (work_dir / 'last_checkpoint').exists() else []),
+        ]
+        with Progress(
+            TextColumn('training'),
+            BarColumn(),
+            TextColumn('{task.completed}/{task.total} {task.fields[text]}'),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not sys.stdout.isatty(),
+        ) as progress:
             console.print(f'{name}: training (log: {work_dir}/train.log)', highlight=False)
             task = progress.add_task('', total=cfg.train_cfg.get('max_iters'), text='')
             for mode, step, total, loss in follow(command, work_dir / 'train.log'):
-                progress.update(task, completed=step, total=total, text=f'loss {loss:.3f}' if loss else 'evaluation')
+                progress.update(
+                    task,
+                    completed=step,
+                    total=total,
+                    text=f'loss {loss:.3f}' if loss else 'evaluation',
+                )
         done.touch()
     return str(work_dir / Path((work_dir / 'last_checkpoint').read_text().strip()).name)
 
@@ -228,7 +364,16 @@ def train(name, cfg, folder, args, console):
 def measure(row, folder, args):
     for old in ('predictions', 'truth'):
         shutil.rmtree(folder / old, ignore_errors=True)
-    process = Process(Contestant, row['config'], row['checkpoint'], row['is_fused'], str(folder), args.device, args.batch, args.examples)
+    process = Process(
+        Contestant,
+        row['config'],
+        row['checkpoint'],
+        row['is_fused'],
+        str(folder),
+        args.device,
+        args.batch,
+        args.examples,
+    )
     try:
         found = dict(process.ask('facts'), **process.ask('score'))
         if args.tta:
@@ -243,25 +388,52 @@ def measure(row, folder, args):
 
 def clock(rows, args):
     """Seconds of one image, and of a batch, of all models in turns; kept as long as the models are the same."""
-    kept, key = args.out / 'speed.json', _key([row['key'] for row in rows], args.runs, args.batch, torch.get_num_threads())
+    kept, key = (
+        args.out / 'speed.json',
+        _key([row['key'] for row in rows], args.runs, args.batch, torch.get_num_threads()),
+    )
     found = _load(kept)
     if rows and found.get('key') != key:
-        processes = {row['name']: Process(Contestant, row['config'], row['checkpoint'], row['is_fused'], '', args.device, args.batch, 1) for row in rows}
+        processes = {
+            row['name']: Process(
+                Contestant,
+                row['config'],
+                row['checkpoint'],
+                row['is_fused'],
+                '',
+                args.device,
+                args.batch,
+                1,
+            )
+            for row in rows
+        }
         try:
             candidates = {}
             for row in rows:
                 try:
-                    calls = {(row['name'], what): partial(processes[row['name']].ask, what) for what in ('seconds', 'batch_seconds')}
+                    calls = {
+                        (row['name'], what): partial(processes[row['name']].ask, what)
+                        for what in ('seconds', 'batch_seconds')
+                    }
                     [call() for call in calls.values()]
                     candidates.update(calls)
-                except RuntimeError as error:  # too little memory for all of them at once, or for a batch
+                except (
+                    RuntimeError
+                ) as error:  # too little memory for all of them at once, or for a batch
                     row['note'] = f'speed not measured: {error}'
             turns = interleaved(candidates, -(-args.runs // BURST), 'speed')
-            seconds = {call: sum(found, [])[:args.runs] for call, found in turns.items()}
+            seconds = {call: sum(found, [])[: args.runs] for call, found in turns.items()}
         finally:
             for process in processes.values():
                 process.end()
-        found = dict(key=key, seconds={name: [seconds[name, 'seconds'], seconds[name, 'batch_seconds']] for name, what in candidates if what == 'seconds'})
+        found = dict(
+            key=key,
+            seconds={
+                name: [seconds[name, 'seconds'], seconds[name, 'batch_seconds']]
+                for name, what in candidates
+                if what == 'seconds'
+            },
+        )
         if len(found['seconds']) == len(rows):  # else the next run tries again
             _save(kept, found)
     for row in rows:
@@ -280,7 +452,12 @@ def _save(path, content):
 
 
 def _key(*parts):
-    stamps = [(str(part), part.stat().st_size, part.stat().st_mtime) if isinstance(part, Path) and part.exists() else part for part in parts]
+    stamps = [
+        (str(part), part.stat().st_size, part.stat().st_mtime)
+        if isinstance(part, Path) and part.exists()
+        else part
+        for part in parts
+    ]
     return hashlib.sha256(repr(stamps).encode()).hexdigest()
 
 

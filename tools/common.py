@@ -1,4 +1,5 @@
 """What train.py and test.py share: arguments, the config, and messages in place of tracebacks; and how others run them."""
+
 import contextlib
 import io
 import os
@@ -20,10 +21,19 @@ PROGRESS = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
 
 def add_common_arguments(parser):
     parser.add_argument('config', help='path of a config')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
-    parser.add_argument('--data-root', help='folder of the data, in place of the one that the config names')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override the config, for instance train_dataloader.batch_size=4')
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)'
+    )
+    parser.add_argument(
+        '--data-root', help='folder of the data, in place of the one that the config names'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override the config, for instance train_dataloader.batch_size=4',
+    )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
 
 
@@ -39,8 +49,11 @@ def load_config(args, splits) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     missing = [path for split in splits for path in data_paths(cfg, split) if not path.exists()]
     if missing:
-        sys.exit('The data of this config are not there:\n' + '\n'.join(f'  {path}' for path in missing) +
-                 '\nPut or link them there (README, "Train on COCO or ADE20K"), or name their folder: --data-root FOLDER')
+        sys.exit(
+            'The data of this config are not there:\n'
+            + '\n'.join(f'  {path}' for path in missing)
+            + '\nPut or link them there (README, "Train on COCO or ADE20K"), or name their folder: --data-root FOLDER'
+        )
     return cfg
 
 
@@ -53,7 +66,9 @@ def move_data(cfg, new_root):
         old_root = dataset.get('data_root')
         for evaluator in evaluators(cfg, split):
             if not old_root or not Path(evaluator.ann_file).is_relative_to(old_root):
-                sys.exit(f'--data-root: the {split} split does not read from one data_root; use --cfg-options')
+                sys.exit(
+                    f'--data-root: the {split} split does not read from one data_root; use --cfg-options'
+                )
             evaluator.ann_file = str(Path(new_root, Path(evaluator.ann_file).relative_to(old_root)))
         dataset.data_root = f'{new_root}/'
 
@@ -61,8 +76,11 @@ def move_data(cfg, new_root):
 def evaluators(cfg, split):
     """Those of a split that read an annotation file of their own."""
     found = cfg.get(f'{split}_evaluator') or []
-    return [evaluator for evaluator in (found if isinstance(found, (list, tuple)) else [found])
-            if evaluator.get('ann_file')]
+    return [
+        evaluator
+        for evaluator in (found if isinstance(found, (list, tuple)) else [found])
+        if evaluator.get('ann_file')
+    ]
 
 
 def data_paths(cfg, split):
@@ -70,7 +88,11 @@ def data_paths(cfg, split):
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
     root, prefixes = dataset.get('data_root') or '', dataset.get('data_prefix')
     names = [dataset.get('ann_file'), *(prefixes.values() if isinstance(prefixes, dict) else [])]
-    paths = [str(Path(root, name)) if '://' not in root else root for name in names if name and isinstance(name, str)]
+    paths = [
+        str(Path(root, name)) if '://' not in root else root
+        for name in names
+        if name and isinstance(name, str)
+    ]
     paths += [evaluator.ann_file for evaluator in evaluators(cfg, split)]
     return dict.fromkeys(Path(path) for path in paths if '://' not in path)
 
@@ -105,8 +127,15 @@ def follow(command, log) -> Iterator[Tuple[str, int, int, Optional[float]]]:
         RuntimeError: it failed, with the last line that it wrote.
     """
     line = 'it wrote nothing'
-    with open(log, 'a', encoding='utf-8') as file, subprocess.Popen(
-            [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        open(log, 'a', encoding='utf-8') as file,
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
         for text in process.stdout:
             file.write(text)
             line = text.strip() or line

@@ -1,4 +1,5 @@
 """One model of a comparison, in a process of its own (timing.Process): what it scores, what it takes, and what it is."""
+
 import copy
 import hashlib
 import sys
@@ -22,7 +23,7 @@ from convnext_dense.building import build, load
 from convnext_dense.flops import count
 from convnext_dense.pictures import save_labels
 
-BURST, WARM_UP = 5, .7  # predictions in a turn, and seconds before they are timed
+BURST, WARM_UP = 5, 0.7  # predictions in a turn, and seconds before they are timed
 
 
 class Contestant:
@@ -38,13 +39,24 @@ class Contestant:
         ConfigError, WeightsError: config, data and checkpoint do not fit.
     """
 
-    def __init__(self, config: str, checkpoint: str, is_fused: bool, folder: str, device: str, batch: int, examples: int):
+    def __init__(
+        self,
+        config: str,
+        checkpoint: str,
+        is_fused: bool,
+        folder: str,
+        device: str,
+        batch: int,
+        examples: int,
+    ):
         self.cfg, self.folder, self.device = Config.fromfile(config), Path(folder), device
         init_default_scope(self.cfg.get('default_scope', 'mmseg'))
         self.dataset = DATASETS.build(self.cfg.test_dataloader.dataset)
         self.model = revert_sync_batchnorm(build(self.cfg.model, device))
         load(self.model, checkpoint)
-        parameters = sum(p.numel() for p in self.model.parameters())  # fused ones are folded into one another
+        parameters = sum(
+            p.numel() for p in self.model.parameters()
+        )  # fused ones are folded into one another
         self.model = fuse(self.model) if is_fused else self.model
         if not len(self.dataset):
             raise ConfigError('its test split has no images')
@@ -56,10 +68,21 @@ class Contestant:
             shape = self.model.data_preprocessor(copy.deepcopy(self.one), False)['inputs'].shape[2:]
         meta = self.dataset.metainfo
         self.facts = dict(
-            parameters=parameters, input=list(shape), images=total, classes=list(meta['classes']),
-            palette=[list(colour) for colour in meta['palette']] if isinstance(meta.get('palette'), (list, tuple)) else [],
-            data=hashlib.sha256(repr([Path(self.dataset.get_data_info(i)['img_path']).name for i in range(total)]).encode()).hexdigest()[:16],
-            size=list(self.one['data_samples'][0].ori_shape), flops=self._flops(shape))
+            parameters=parameters,
+            input=list(shape),
+            images=total,
+            classes=list(meta['classes']),
+            palette=[list(colour) for colour in meta['palette']]
+            if isinstance(meta.get('palette'), (list, tuple))
+            else [],
+            data=hashlib.sha256(
+                repr(
+                    [Path(self.dataset.get_data_info(i)['img_path']).name for i in range(total)]
+                ).encode()
+            ).hexdigest()[:16],
+            size=list(self.one['data_samples'][0].ori_shape),
+            flops=self._flops(shape),
+        )
 
     def _flops(self, shape):
         try:
@@ -80,7 +103,7 @@ class Contestant:
         for i in track(range(len(dataset)), title, transient=True, disable=not sys.stdout.isatty()):
             data = pseudo_collate([dataset[i]])
             with torch.no_grad():
-                sample, = model.test_step(data)
+                (sample,) = model.test_step(data)
             if is_segmentor:
                 self._save(sample, i, model is self.model)
             evaluator.process(data_samples=[sample], data_batch=data)
@@ -89,12 +112,17 @@ class Contestant:
             figures = evaluator.evaluate(len(dataset))
         if is_segmentor:
             # the first is what models are compared by, and IoUMetric returns aAcc before mIoU
-            metrics = {name: float(figures[name])
-                       for name in sorted(figures, key=lambda name: name.endswith('aAcc'))
-                       if isinstance(figures[name], Real)}
+            metrics = {
+                name: float(figures[name])
+                for name in sorted(figures, key=lambda name: name.endswith('aAcc'))
+                if isinstance(figures[name], Real)
+            }
         else:
-            metrics = {name.split('/')[-1]: 100 * value for name, value in figures.items()
-                       if name.endswith('mAP')}
+            metrics = {
+                name.split('/')[-1]: 100 * value
+                for name, value in figures.items()
+                if name.endswith('mAP')
+            }
         if not metrics:
             raise ConfigError(f'its test_evaluator has no figures to compare by, only {figures}')
         return dict(metrics=metrics, per_class=per_class)
@@ -105,20 +133,25 @@ class Contestant:
         if not metrics:
             raise ConfigError('its config has no test_evaluator, which says how it is scored')
         with quiet():
-            evaluator = (EVALUATOR.build(dict(dict(type='Evaluator'), **metrics))
-                         if 'metrics' in metrics else Evaluator(metrics))
+            evaluator = (
+                EVALUATOR.build(dict(dict(type='Evaluator'), **metrics))
+                if 'metrics' in metrics
+                else Evaluator(metrics)
+            )
         evaluator.dataset_meta = dataset.metainfo
         return evaluator
 
     def _save(self, sample, i, is_single):
         """The label maps, unless they are of test-time augmentation. Raises ConfigError where
         they are of other sizes."""
-        predicted, truth = (part.data.squeeze(0).cpu()
-                            for part in (sample.pred_sem_seg, sample.gt_sem_seg))
+        predicted, truth = (
+            part.data.squeeze(0).cpu() for part in (sample.pred_sem_seg, sample.gt_sem_seg)
+        )
         if predicted.shape != truth.shape:
             raise ConfigError(
                 f'{sample.img_path}: predicted is a map of {tuple(predicted.shape)}, the labels '
-                f'are {tuple(truth.shape)}; LoadAnnotations comes behind Resize in the pipeline')
+                f'are {tuple(truth.shape)}; LoadAnnotations comes behind Resize in the pipeline'
+            )
         if is_single:
             root = self.dataset.data_prefix['img_path']
             name = Path(sample.img_path).relative_to(root).with_suffix('.png')
@@ -138,7 +171,13 @@ class Contestant:
         model = MODELS.build(dict(self.cfg.tta_model, module=self.model))
         self.model.test_cfg = self.cfg.get('tta_test_cfg', test_cfg)
         try:
-            return self.score(model, DATASETS.build(dict(self.cfg.test_dataloader.dataset, pipeline=self.cfg.tta_pipeline)), 'TTA')
+            return self.score(
+                model,
+                DATASETS.build(
+                    dict(self.cfg.test_dataloader.dataset, pipeline=self.cfg.tta_pipeline)
+                ),
+                'TTA',
+            )
         finally:
             self.model.test_cfg = test_cfg
 
@@ -182,14 +221,23 @@ class Contestant:
 def _per_class(evaluator) -> dict:
     """Name of a class -> its IoU and Acc in percent, by the first metric that measures them."""
     from mmseg.evaluation import IoUMetric
-    metric = next((metric for metric in evaluator.metrics
-                   if isinstance(metric, IoUMetric) and metric.results), None)
+
+    metric = next(
+        (
+            metric
+            for metric in evaluator.metrics
+            if isinstance(metric, IoUMetric) and metric.results
+        ),
+        None,
+    )
     if metric is None:
         return {}
     areas = (sum(column) for column in zip(*metric.results))
     values = metric.total_area_to_metrics(*areas, ['mIoU'], metric.nan_to_num)
-    return {name: dict(IoU=_percent(iou), Acc=_percent(acc))
-            for name, iou, acc in zip(metric.dataset_meta['classes'], values['IoU'], values['Acc'])}
+    return {
+        name: dict(IoU=_percent(iou), Acc=_percent(acc))
+        for name, iou, acc in zip(metric.dataset_meta['classes'], values['IoU'], values['Acc'])
+    }
 
 
 def _percent(value):

@@ -9,6 +9,7 @@
 SOURCE is a path, URL or preset, of a backbone, a classifier or a whole detector or segmentor. Whole models belong into a
 .pth: MMEngine's tools read no .safetensors, which also has no place for the names of the classes.
 """
+
 import argparse
 import sys
 
@@ -20,11 +21,24 @@ from convnext_dense.weights import TARGETS, convert, save
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('source', nargs='?', metavar='SOURCE')
-    parser.add_argument('out', nargs='?', metavar='OUT', help='.pth or .safetensors to write; none: say what SOURCE is')
-    parser.add_argument('--to', default='ours', choices=TARGETS, help='whose names to use (default: ours)')
-    parser.add_argument('--backbone', action='store_true', help='leave out neck, heads and the prefix of a whole model')
+    parser.add_argument(
+        'out',
+        nargs='?',
+        metavar='OUT',
+        help='.pth or .safetensors to write; none: say what SOURCE is',
+    )
+    parser.add_argument(
+        '--to', default='ours', choices=TARGETS, help='whose names to use (default: ours)'
+    )
+    parser.add_argument(
+        '--backbone',
+        action='store_true',
+        help='leave out neck, heads and the prefix of a whole model',
+    )
     parser.add_argument('--list', action='store_true', help='list the presets with their licences')
     args = parser.parse_args()
     if args.list:
@@ -49,9 +63,13 @@ def main():
 
 
 def print_presets():
-    table = Table('preset', 'pixels', 'top-1 %', 'licence', Column('source', overflow='fold'), box=None)
+    table = Table(
+        'preset', 'pixels', 'top-1 %', 'licence', Column('source', overflow='fold'), box=None
+    )
     for name, preset in PRESETS.items():
-        table.add_row(name, str(preset.resolution), str(preset.top1 or ''), preset.licence, preset.source)
+        table.add_row(
+            name, str(preset.resolution), str(preset.top1 or ''), preset.licence, preset.source
+        )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

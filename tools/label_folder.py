@@ -1,4 +1,5 @@
 """Folders of images and label maps: found as they lie, put into a config, and checked against its classes."""
+
 import hashlib
 import sys
 from functools import lru_cache
@@ -14,13 +15,19 @@ from convnext_dense import ConfigError
 from convnext_dense.pictures import distinct_colours
 
 IMAGES, LABELS = ('images', 'img_dir', 'imgs'), ('annotations', 'labels', 'ann_dir', 'masks')
-SPLITS = dict(train=('train', 'training'), val=('val', 'validation', 'valid', 'test'), test=('test', 'testing', 'val', 'validation', 'valid'))
+SPLITS = dict(
+    train=('train', 'training'),
+    val=('val', 'validation', 'valid', 'test'),
+    test=('test', 'testing', 'val', 'validation', 'valid'),
+)
 UNKNOWN = 255
 
 
 def describe() -> str:
-    return (f'ROOT/IMAGES/SPLIT/*.jpg beside ROOT/LABELS/SPLIT/*.png of the same names, with IMAGES one of {", ".join(IMAGES)}, LABELS '
-            f'one of {", ".join(LABELS)}, and SPLIT train, val and test (or none: then all images are the test split)')
+    return (
+        f'ROOT/IMAGES/SPLIT/*.jpg beside ROOT/LABELS/SPLIT/*.png of the same names, with IMAGES one of {", ".join(IMAGES)}, LABELS '
+        f'one of {", ".join(LABELS)}, and SPLIT train, val and test (or none: then all images are the test split)'
+    )
 
 
 def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> None:
@@ -33,8 +40,16 @@ def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> Non
         ConfigError: no images with label maps.
     """
     root, wanted = Path(root).absolute(), ('train', 'val', 'test') if training else ('test',)
-    datasets = {split: cfg[f'{split}_dataloader'].dataset for split in wanted if cfg.get(f'{split}_dataloader')}
-    own = [Path(root, name) for dataset in datasets.values() for name in (dataset.get('data_prefix') or {}).values()]
+    datasets = {
+        split: cfg[f'{split}_dataloader'].dataset
+        for split in wanted
+        if cfg.get(f'{split}_dataloader')
+    }
+    own = [
+        Path(root, name)
+        for dataset in datasets.values()
+        for name in (dataset.get('data_prefix') or {}).values()
+    ]
     is_own = own and all(path.is_dir() for path in own)
     if not root.is_dir():
         raise ConfigError(f'--data-root: no folder at {root}')
@@ -42,18 +57,32 @@ def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> Non
     if len(set(names)) < len(names):
         raise ConfigError('--classes names one twice')
     if any(label < len(names) for label in ignored):
-        raise ConfigError(f'--ignore {min(ignored)}: that is the class {names[min(ignored)]} of {"--classes" if classes else "the config"}'
-                          + ('' if classes else '; name the classes of your data with --classes'))
+        raise ConfigError(
+            f'--ignore {min(ignored)}: that is the class {names[min(ignored)]} of {"--classes" if classes else "the config"}'
+            + ('' if classes else '; name the classes of your data with --classes')
+        )
     for split, dataset in datasets.items():
         dataset.data_root = str(root)
         if classes or not is_own:
             images, labels = _folders(root, split)
-            found = dict(data_prefix=dict(img_path=images, seg_map_path=labels), img_suffix=_suffix(root, images), seg_map_suffix=_suffix(root, labels))
+            found = dict(
+                data_prefix=dict(img_path=images, seg_map_path=labels),
+                img_suffix=_suffix(root, images),
+                seg_map_suffix=_suffix(root, labels),
+            )
             if classes:
                 found.update(
-                    type='BaseSegDataset', data_root=str(root), pipeline=dataset.pipeline,
-                    reduce_zero_label=Path(root, Path(images).parts[0], 'validation').is_dir(),  # ADE20K's layout
-                    metainfo=dict(classes=list(classes), palette=[list(colour) for colour in distinct_colours(len(classes))]))
+                    type='BaseSegDataset',
+                    data_root=str(root),
+                    pipeline=dataset.pipeline,
+                    reduce_zero_label=Path(
+                        root, Path(images).parts[0], 'validation'
+                    ).is_dir(),  # ADE20K's layout
+                    metainfo=dict(
+                        classes=list(classes),
+                        palette=[list(colour) for colour in distinct_colours(len(classes))],
+                    ),
+                )
                 dataset.clear()
             dataset.update(found)
     for part in ('test_evaluator', 'val_evaluator', 'model') if training else ('test_evaluator',):
@@ -61,8 +90,11 @@ def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> Non
             raise ConfigError(
                 f'--ignore turns labels into {UNKNOWN}, and the {part} of the config ignores '
                 f'{_listed(unknown(cfg.get(part)))}: set ignore_index={UNKNOWN} in it, in the '
-                'config or with --cfg-options')
-    pipelines = [cfg[f'{split}_dataloader'].dataset.pipeline for split in datasets] + [cfg.get('tta_pipeline') or []]
+                'config or with --cfg-options'
+            )
+    pipelines = [cfg[f'{split}_dataloader'].dataset.pipeline for split in datasets] + [
+        cfg.get('tta_pipeline') or []
+    ]
     for pipeline in pipelines:
         if classes or ignored:  # what the config ignores is of the data that it was made for
             _set_ignored(pipeline, ignored)
@@ -74,21 +106,29 @@ def put(cfg: Config, root: str, classes=None, ignored=(), training=False) -> Non
 def meta_of(dataset: dict) -> dict:
     """Names and colours of the classes, as the config or else the class of the dataset has them."""
     with quiet(), DATASETS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+        kind = (
+            registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+        )
     return dict(getattr(kind, 'METAINFO', None) or {}, **dataset.get('metainfo') or {})
 
 
 def classes_of(dataset: dict) -> tuple:
     names = meta_of(dataset).get('classes')
     if not names:
-        raise ConfigError('the config does not name the classes of its data: --classes NAME NAME ...')
+        raise ConfigError(
+            'the config does not name the classes of its data: --classes NAME NAME ...'
+        )
     return tuple(names)
 
 
 def _folders(root, split):
     for images in IMAGES:
         for labels in LABELS:
-            for name in SPLITS[split] if any((root / images / one).is_dir() for one in sum(SPLITS.values(), ())) else ('',):
+            for name in (
+                SPLITS[split]
+                if any((root / images / one).is_dir() for one in sum(SPLITS.values(), ()))
+                else ('',)
+            ):
                 if (root / images / name).is_dir() and (root / labels / name).is_dir():
                     return str(Path(images, name)), str(Path(labels, name))
     raise ConfigError(f'no {split} data in {root}: expected {describe()}')
@@ -113,7 +153,11 @@ def _set_ignored(pipeline, ignored):
         elif 'IgnoreLabels' in repr(step):
             del pipeline[i]
     for i, step in reversed(list(enumerate(pipeline))):
-        if ignored and 'LoadAnnotations' in repr(step) and not (isinstance(step, dict) and step.get('transforms')):
+        if (
+            ignored
+            and 'LoadAnnotations' in repr(step)
+            and not (isinstance(step, dict) and step.get('transforms'))
+        ):
             pipeline.insert(i + 1, [new] if isinstance(step, list) else new)
 
 
@@ -139,8 +183,14 @@ def _listed(numbers) -> str:
 def stamp(cfg: Config, split: str) -> str:
     """Changes when a file of the split does."""
     dataset = cfg[f'{split}_dataloader'].dataset
-    files = [path for name in (dataset.get('data_prefix') or {}).values() for path in sorted(Path(dataset.get('data_root') or '', name).rglob('*'))]
-    return hashlib.sha256(repr([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]).encode()).hexdigest()
+    files = [
+        path
+        for name in (dataset.get('data_prefix') or {}).values()
+        for path in sorted(Path(dataset.get('data_root') or '', name).rglob('*'))
+    ]
+    return hashlib.sha256(
+        repr([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]).encode()
+    ).hexdigest()
 
 
 def check(cfg: Config, split: str) -> None:
@@ -155,30 +205,51 @@ def check(cfg: Config, split: str) -> None:
     names, predicted = classes_of(dataset), cfg.model.decode_head
     predicted = (predicted[-1] if isinstance(predicted, list) else predicted).get('num_classes')
     if predicted is not None and predicted != len(names):
-        raise ConfigError(f'the model predicts {predicted} classes, the data have {len(names)} ({", ".join(names[:3])} ...)')
-    steps = [step for step in dataset.pipeline if step['type'].split('.')[-1] in ('LoadAnnotations', 'IgnoreLabels')]
+        raise ConfigError(
+            f'the model predicts {predicted} classes, the data have {len(names)} ({", ".join(names[:3])} ...)'
+        )
+    steps = [
+        step
+        for step in dataset.pipeline
+        if step['type'].split('.')[-1] in ('LoadAnnotations', 'IgnoreLabels')
+    ]
     if not any(step['type'].endswith('LoadAnnotations') for step in steps):
-        raise ConfigError(f'the {split} pipeline has no LoadAnnotations: there is no truth to compare with')
+        raise ConfigError(
+            f'the {split} pipeline has no LoadAnnotations: there is no truth to compare with'
+        )
     found = _labels(repr(dict(dataset, pipeline=steps)))
-    ignored = ({UNKNOWN, *unknown(cfg.get('test_evaluator'))} if split == 'test'
-               else unknown(cfg.model))
-    beyond = {value: path for value, path in found.items()
-              if value >= len(names) and value not in ignored}
+    ignored = (
+        {UNKNOWN, *unknown(cfg.get('test_evaluator'))} if split == 'test' else unknown(cfg.model)
+    )
+    beyond = {
+        value: path for value, path in found.items() if value >= len(names) and value not in ignored
+    }
     if beyond:
         value = min(beyond)
-        raise ConfigError(f'the {split} labels hold {", ".join(map(str, sorted(found)))}, those that are ignored left out, and {value} '
-                          f'({beyond[value]}) is not one of the {len(names)} classes, 0 ... {len(names) - 1}. Name it, --classes has a name for '
-                          f'each label; or if it means unknown, --ignore {" ".join(map(str, sorted(beyond)))}')
+        raise ConfigError(
+            f'the {split} labels hold {", ".join(map(str, sorted(found)))}, those that are ignored left out, and {value} '
+            f'({beyond[value]}) is not one of the {len(names)} classes, 0 ... {len(names) - 1}. Name it, --classes has a name for '
+            f'each label; or if it means unknown, --ignore {" ".join(map(str, sorted(beyond)))}'
+        )
 
 
 def meaning(cfg: Config) -> str:
     """What the labels of the test data are taken for, in a line."""
     dataset, ignored = cfg.test_dataloader.dataset, unknown(cfg.get('test_evaluator'))
-    replaced = {label for step in dataset.pipeline if 'IgnoreLabels' in step['type']
-                and step.get('ignore_index', UNKNOWN) in ignored for label in step['labels']}
+    replaced = {
+        label
+        for step in dataset.pipeline
+        if 'IgnoreLabels' in step['type'] and step.get('ignore_index', UNKNOWN) in ignored
+        for label in step['labels']
+    }
     classes = ', '.join(f'{i} {name}' for i, name in enumerate(classes_of(dataset)))
-    counted = '' if UNKNOWN in ignored else (
-        f'; {UNKNOWN} is not ignored by the test_evaluator: all that is predicted there is wrong')
+    counted = (
+        ''
+        if UNKNOWN in ignored
+        else (
+            f'; {UNKNOWN} is not ignored by the test_evaluator: all that is predicted there is wrong'
+        )
+    )
     return f'{classes}; unknown: {_listed(ignored | replaced)}{counted}'
 
 
@@ -189,15 +260,21 @@ def _labels(dataset):
         with quiet():
             dataset = DATASETS.build(Config.fromstring(f'dataset = {dataset}', '.py').dataset)
     except FileNotFoundError as error:
-        raise ConfigError(f'no data at {error.filename}: put or link them there, or name their folder with --data-root') from error
+        raise ConfigError(
+            f'no data at {error.filename}: put or link them there, or name their folder with --data-root'
+        ) from error
     if not len(dataset):
-        raise ConfigError(f'no images in {Path(dataset.data_root or "", dataset.data_prefix.get("img_path") or "")}')
+        raise ConfigError(
+            f'no images in {Path(dataset.data_root or "", dataset.data_prefix.get("img_path") or "")}'
+        )
     found = {}
     for i in track(range(len(dataset)), 'labels', transient=True, disable=not sys.stdout.isatty()):
         info = dataset.get_data_info(i)
         try:
             values = np.unique(dataset.pipeline(info)['gt_seg_map'])
         except Exception as error:
-            raise ConfigError(f'no labels can be read from {info["seg_map_path"]}: {error}') from error
+            raise ConfigError(
+                f'no labels can be read from {info["seg_map_path"]}: {error}'
+            ) from error
         found.update((int(value), info['seg_map_path']) for value in values if value not in found)
     return found

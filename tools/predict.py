@@ -8,6 +8,7 @@ Leaves in --out: overlays/ (boxes and masks, or a semantic map with its legend; 
 pixels are the numbers of the classes; of a detector predictions.json in COCO's format, every prediction with its score. Pictures of any
 kind are read as people see them: turned as their EXIF data say, CMYK and 16 bits converted. What cannot be read is reported and skipped.
 """
+
 import argparse
 import json
 import sys
@@ -35,24 +36,35 @@ VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='path of a config')
     parser.add_argument('checkpoint', help='path or URL of the trained model')
-    parser.add_argument('input', type=Path, help='an image, a folder (with what is below it), or a video')
+    parser.add_argument(
+        'input', type=Path, help='an image, a folder (with what is below it), or a video'
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/predictions'))
-    parser.add_argument('--score', type=float, default=.3, help='least score of what is drawn (default: 0.3)')
+    parser.add_argument(
+        '--score', type=float, default=0.3, help='least score of what is drawn (default: 0.3)'
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     if not args.input.exists():
         parser.error(f'no image, folder or video at {args.input}')
     if not Path(args.config).is_file():
         parser.error(f'no config at {args.config}')
-    warnings.simplefilter('ignore')  # of the frameworks: that no weights were loaded, which is done here, that boxes touch the border ...
+    warnings.simplefilter(
+        'ignore'
+    )  # of the frameworks: that no weights were loaded, which is done here, that boxes touch the border ...
     try:
         predictor = make_predictor(Config.fromfile(args.config), args.checkpoint, args.device)
     except (ConfigError, WeightsError) as error:
         beside = sorted(str(path) for path in Path(args.checkpoint).parent.glob('*.py'))
-        sys.exit(f'{type(error).__name__}: {error}' + (f'\nThe config of that training may be {beside[0]}' if beside else ''))
+        sys.exit(
+            f'{type(error).__name__}: {error}'
+            + (f'\nThe config of that training may be {beside[0]}' if beside else '')
+        )
     job = Job(predictor, args)
     try:
         job.run()
@@ -72,12 +84,18 @@ def make_predictor(cfg, checkpoint, device):
 
     class Checked(Inferencer):
         def _load_weights_to_model(self, model, _, cfg):
-            meta = dict(label_folder.meta_of(cfg.test_dataloader.dataset), **load(model, checkpoint))  # what it was trained on comes first
+            meta = dict(
+                label_folder.meta_of(cfg.test_dataloader.dataset), **load(model, checkpoint)
+            )  # what it was trained on comes first
             names = meta.get('classes') or [str(i) for i in range(256)]
             colours = meta.get('palette') or distinct_colours(len(names))
-            model.dataset_meta = dict(classes=names, palette=[tuple(colour) for colour in colours])  # mmdet takes no other types
+            model.dataset_meta = dict(
+                classes=names, palette=[tuple(colour) for colour in colours]
+            )  # mmdet takes no other types
 
-    MMLogger.get_instance('mmengine', log_level='ERROR')  # else it warns of every registry that it falls back from
+    MMLogger.get_instance(
+        'mmengine', log_level='ERROR'
+    )  # else it warns of every registry that it falls back from
     with quiet():
         init_default_scope(cfg.default_scope)
         predictor = Checked(model=cfg, device=device, scope=cfg.default_scope)
@@ -95,23 +113,34 @@ class Job:
 
     def run(self):
         source = self.args.input
-        files = [path for path in sorted(source.rglob('*')) if path.is_file()] if source.is_dir() else [source]
+        files = (
+            [path for path in sorted(source.rglob('*')) if path.is_file()]
+            if source.is_dir()
+            else [source]
+        )
         wanted = [path for path in files if path.suffix.lower() in IMAGES + VIDEOS]
         if not wanted:
-            sys.exit(f'{source}: no images or videos; expected files that end in {", ".join(IMAGES + VIDEOS)}')
+            sys.exit(
+                f'{source}: no images or videos; expected files that end in {", ".join(IMAGES + VIDEOS)}'
+            )
         self.others = len(files) - len(wanted)
         root = source if source.is_dir() else source.parent
         stems = Counter(path.relative_to(root).with_suffix('') for path in wanted)
         for path in track(wanted, 'predicting', disable=not sys.stdout.isatty()):
             name = path.relative_to(root)
-            key = name if stems[name.with_suffix('')] > 1 else name.with_suffix('')  # a.jpg and a.png keep their results apart
+            key = (
+                name if stems[name.with_suffix('')] > 1 else name.with_suffix('')
+            )  # a.jpg and a.png keep their results apart
             try:
                 if path.suffix.lower() in VIDEOS:
                     self.notes[str(name)] = self.video(path, str(key))
                 else:
                     image, self.notes[str(name)] = read(path)
                     drawn = self.predict(image, str(key), str(name))
-                    write(self.args.out / 'overlays' / f'{key}.png', lambda file: Image.fromarray(drawn).save(file))
+                    write(
+                        self.args.out / 'overlays' / f'{key}.png',
+                        lambda file: Image.fromarray(drawn).save(file),
+                    )
                 self.done += 1
             except Exception as error:  # whatever is wrong with one file, the others go on
                 self.failed[str(name)] = f'{type(error).__name__}: {error}'
@@ -123,19 +152,36 @@ class Job:
         sample = (found[0] if isinstance(found, list) else found).cpu()
         if 'pred_sem_seg' in sample:
             labels = sample.pred_sem_seg.data.squeeze(0).numpy()
-            write(self.args.out / 'labels' / f'{key}.png', lambda file: save_labels(labels, self.meta['palette'], file))
+            write(
+                self.args.out / 'labels' / f'{key}.png',
+                lambda file: save_labels(labels, self.meta['palette'], file),
+            )
             present = range(len(self.meta['classes'])) if whole_legend else np.unique(labels)
-            names, colours = ([self.meta[what][i] for i in present] for what in ('classes', 'palette'))
+            names, colours = (
+                [self.meta[what][i] for i in present] for what in ('classes', 'palette')
+            )
             return with_legend(overlay(image, labels, self.meta['palette']), names, colours)
-        self.images.append(dict(id=len(self.images) + 1, file_name=name, height=image.shape[0], width=image.shape[1]))
-        self.annotations += [dict(one, id=len(self.annotations) + i, image_id=len(self.images)) for i, one in enumerate(instances(sample), 1)]
+        self.images.append(
+            dict(
+                id=len(self.images) + 1, file_name=name, height=image.shape[0], width=image.shape[1]
+            )
+        )
+        self.annotations += [
+            dict(one, id=len(self.annotations) + i, image_id=len(self.images))
+            for i, one in enumerate(instances(sample), 1)
+        ]
         visualizer = self.predictor.visualizer
-        visualizer.add_datasample(key, image, sample, draw_gt=False, show=False, pred_score_thr=self.args.score)
+        visualizer.add_datasample(
+            key, image, sample, draw_gt=False, show=False, pred_score_thr=self.args.score
+        )
         return visualizer.get_image()
 
     def video(self, path, key):
         capture = cv2.VideoCapture(str(path))
-        expected, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS) or 25
+        expected, rate = (
+            int(capture.get(cv2.CAP_PROP_FRAME_COUNT)),
+            capture.get(cv2.CAP_PROP_FPS) or 25,
+        )
         if not capture.isOpened():
             raise OSError('no video that can be read')
         target, writer, count = self.args.out / 'overlays' / f'{key}.mp4', None, 0
@@ -145,9 +191,15 @@ class Job:
                 is_there, frame = capture.read()
                 if not is_there:
                     break
-                drawn = self.predict(frame[..., ::-1], f'{key}/{count:06d}', f'{key}/{count:06d}', whole_legend=True)
-                drawn = drawn[:drawn.shape[0] // 2 * 2, :drawn.shape[1] // 2 * 2]  # as codecs want it
-                writer = writer or cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*'mp4v'), rate, drawn.shape[1::-1])
+                drawn = self.predict(
+                    frame[..., ::-1], f'{key}/{count:06d}', f'{key}/{count:06d}', whole_legend=True
+                )
+                drawn = drawn[
+                    : drawn.shape[0] // 2 * 2, : drawn.shape[1] // 2 * 2
+                ]  # as codecs want it
+                writer = writer or cv2.VideoWriter(
+                    str(target), cv2.VideoWriter_fourcc(*'mp4v'), rate, drawn.shape[1::-1]
+                )
                 writer.write(np.ascontiguousarray(drawn[..., ::-1]))
                 count += 1
         finally:
@@ -155,32 +207,53 @@ class Job:
                 writer.release()
         if not count:
             raise OSError('no frame can be read')
-        return f'its header promises {expected} frames, {count} can be read' if count < expected else None
+        return (
+            f'its header promises {expected} frames, {count} can be read'
+            if count < expected
+            else None
+        )
 
     def close(self):
         if self.images:
             categories = [dict(id=i, name=name) for i, name in enumerate(self.meta['classes'], 1)]
             content = dict(images=self.images, annotations=self.annotations, categories=categories)
-            write(self.args.out / 'predictions.json', lambda file: file.write_text(json.dumps(content)))
+            write(
+                self.args.out / 'predictions.json',
+                lambda file: file.write_text(json.dumps(content)),
+            )
         for name, why in self.notes.items():
             if why and name not in self.failed:
                 print(f'{name}: {why}')
         for name, why in self.failed.items():
             print(f'skipped {name}: {why}', file=sys.stderr)
-        print(f'{self.done} done, {len(self.failed)} skipped{f", {self.others} files are no pictures" if self.others else ""}; '
-              + (f'see {self.args.out}' if self.done else 'nothing was written'))
+        print(
+            f'{self.done} done, {len(self.failed)} skipped{f", {self.others} files are no pictures" if self.others else ""}; '
+            + (f'see {self.args.out}' if self.done else 'nothing was written')
+        )
 
 
 def instances(sample):
     """The predictions of an image as annotations in COCO's format; category 1 is the first class."""
     from pycocotools import mask as rle
+
     found = sample.pred_instances.numpy()
-    for i, (box, label, score) in enumerate(zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist())):
+    for i, (box, label, score) in enumerate(
+        zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist())
+    ):
         x, y, right, bottom = box
-        one = dict(category_id=label + 1, bbox=[x, y, right - x, bottom - y], area=(right - x) * (bottom - y), iscrowd=0, score=score)
+        one = dict(
+            category_id=label + 1,
+            bbox=[x, y, right - x, bottom - y],
+            area=(right - x) * (bottom - y),
+            iscrowd=0,
+            score=score,
+        )
         if 'masks' in found:
             mask = rle.encode(np.asfortranarray(found.masks[i].astype(np.uint8)))
-            one.update(segmentation=dict(mask, counts=mask['counts'].decode()), area=int(found.masks[i].sum()))
+            one.update(
+                segmentation=dict(mask, counts=mask['counts'].decode()),
+                area=int(found.masks[i].sum()),
+            )
         yield one
 
 

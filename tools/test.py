@@ -7,6 +7,7 @@
 
 Metrics are printed and written to WORK_DIR/TIMESTAMP/*.json.
 """
+
 import argparse
 from pathlib import Path
 
@@ -14,11 +15,15 @@ from common import add_common_arguments, execute, load_config
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_arguments(parser)
     parser.add_argument('checkpoint', help='path or URL of the trained model')
     parser.add_argument('--show-dir', help='draw predictions beside the truth into this folder')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation: multi-scale and flip')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation: multi-scale and flip'
+    )
     args = parser.parse_args()
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         parser.error(f'no checkpoint at {args.checkpoint}')
@@ -32,8 +37,10 @@ def main():
         cfg.default_hooks.visualization.update(draw=True, interval=1)
     if args.tta:
         if 'mask_head' in cfg.model or 'mask_head' in cfg.model.get('roi_head', {}):
-            parser.error("--tta: mmdet's test-time augmentation cannot merge masks, so a model with masks is tested at "
-                         'one scale, as the published numbers on COCO were')
+            parser.error(
+                "--tta: mmdet's test-time augmentation cannot merge masks, so a model with masks is tested at "
+                'one scale, as the published numbers on COCO were'
+            )
         if 'tta_pipeline' not in cfg or 'tta_model' not in cfg:
             parser.error('--tta: this config has no tta_pipeline and tta_model')
         cfg.model.test_cfg = cfg.get('tta_test_cfg', cfg.model.test_cfg)

@@ -6,6 +6,7 @@
 
 Reads data, model, schedule, hooks and default_scope from the config; it knows nothing of the task.
 """
+
 import argparse
 from pathlib import Path
 
@@ -15,11 +16,20 @@ from common import add_common_arguments, execute, fit_to_machine, load_config
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_arguments(parser)
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from CHECKPOINT, or from the last one in the work directory')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision, if the recipe has it off')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or from the last one in the work directory',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision, if the recipe has it off'
+    )
     args = parser.parse_args()
 
     cfg = load_config(args, ('train', 'val'))

@@ -1,11 +1,16 @@
 _base_ = [
-    '_base_/upernet_convnext.py', '_base_/ade20k_640x640.py',
-    '_base_/schedule_160k_amp.py', '_base_/runtime.py'
+    '_base_/upernet_convnext.py',
+    '_base_/ade20k_640x640.py',
+    '_base_/schedule_160k_amp.py',
+    '_base_/runtime.py',
 ]
 model = dict(
     data_preprocessor=dict(size=(640, 640)),
-    backbone=dict(arch='base', drop_path_rate=0.4, init_cfg=dict(type='Pretrained', checkpoint='base_dinov3')),
+    backbone=dict(
+        arch='base', drop_path_rate=0.4, init_cfg=dict(type='Pretrained', checkpoint='base_dinov3')
+    ),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
-    test_cfg=dict(crop_size=(640, 640), stride=(426, 426)))
+    test_cfg=dict(crop_size=(640, 640), stride=(426, 426)),
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

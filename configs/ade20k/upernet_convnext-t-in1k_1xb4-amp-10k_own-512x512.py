@@ -1,11 +1,19 @@
 # One GPU, four images a step, images and label maps of your own: docs/own-data.md says what to add.
-_base_ = ['_base_/upernet_convnext.py', '_base_/own_512x512.py', '_base_/schedule_160k_amp.py', '_base_/runtime.py']
+_base_ = [
+    '_base_/upernet_convnext.py',
+    '_base_/own_512x512.py',
+    '_base_/schedule_160k_amp.py',
+    '_base_/runtime.py',
+]
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
-    backbone=dict(arch='tiny', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint='tiny_in1k')),
+    backbone=dict(
+        arch='tiny', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint='tiny_in1k')
+    ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
-    test_cfg=dict(crop_size=(512, 512), stride=(341, 341)))
+    test_cfg=dict(crop_size=(512, 512), stride=(341, 341)),
+)
 train_cfg = dict(max_iters=10000, val_interval=1000)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=501),

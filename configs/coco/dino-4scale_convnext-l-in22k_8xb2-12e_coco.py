@@ -1,7 +1,12 @@
 _base_ = [
-    '_base_/dino-4scale_convnext.py', '_base_/coco-detection_ms-crop.py',
-    '_base_/schedule_12e.py', '_base_/runtime.py'
+    '_base_/dino-4scale_convnext.py',
+    '_base_/coco-detection_ms-crop.py',
+    '_base_/schedule_12e.py',
+    '_base_/runtime.py',
 ]
 model = dict(
-    backbone=dict(arch='large', init_cfg=dict(type='Pretrained', checkpoint='large_in22k_in1k_384')),
-    neck=dict(in_channels=[384, 768, 1536]))
+    backbone=dict(
+        arch='large', init_cfg=dict(type='Pretrained', checkpoint='large_in22k_in1k_384')
+    ),
+    neck=dict(in_channels=[384, 768, 1536]),
+)

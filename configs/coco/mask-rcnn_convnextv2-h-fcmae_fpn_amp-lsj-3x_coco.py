@@ -1,9 +1,16 @@
 _base_ = [
-    '_base_/mask-rcnn_convnext_fpn_lsj.py', '_base_/coco-instance_lsj.py',
-    '_base_/schedule_3x_amp.py', '_base_/runtime.py'
+    '_base_/mask-rcnn_convnext_fpn_lsj.py',
+    '_base_/coco-instance_lsj.py',
+    '_base_/schedule_3x_amp.py',
+    '_base_/runtime.py',
 ]
 model = dict(
-    backbone=dict(arch='v2_huge', drop_path_rate=0.4, init_cfg=dict(type='Pretrained', checkpoint='v2_huge_fcmae')),
-    neck=dict(in_channels=[352, 704, 1408, 2816]))
+    backbone=dict(
+        arch='v2_huge',
+        drop_path_rate=0.4,
+        init_cfg=dict(type='Pretrained', checkpoint='v2_huge_fcmae'),
+    ),
+    neck=dict(in_channels=[352, 704, 1408, 2816]),
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))
 auto_scale_lr = dict(base_batch_size=32)

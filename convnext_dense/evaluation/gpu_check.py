@@ -7,6 +7,7 @@ Errors are relative to float64 of the official code's form (peers.Official) with
 Ours may be 2e-6, or twice as large as that form's in the same precision. TF32 is off unless a row
 says otherwise. The exit code is 0 if no verdict is FAIL; there is none on speed.
 """
+
 import argparse
 import itertools
 import json
@@ -31,16 +32,23 @@ COMMAND = 'python -m convnext_dense.evaluation.gpu_check'
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--device', default='cuda', choices=SETTINGS)
     parser.add_argument('--parts', nargs='+', default=list(PARTS), choices=PARTS)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu_check'),
-                        help='folder for gpu.json and gpu.md (default: %(default)s)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/gpu_check'),
+        help='folder for gpu.json and gpu.md (default: %(default)s)',
+    )
     args = parser.parse_args()
     if args.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit(f'torch {torch.__version__} sees no GPU here. The same with small networks on the '
-                 f'CPU: {COMMAND} --device cpu')
+        sys.exit(
+            f'torch {torch.__version__} sees no GPU here. The same with small networks on the '
+            f'CPU: {COMMAND} --device cpu'
+        )
     warnings.simplefilter('ignore')  # of other libraries; what matters raises
     if args.device == 'cpu':
         torch.set_num_threads(1)  # in small networks more would wait for each other
@@ -58,8 +66,14 @@ def check(device: str, parts: Sequence[str], out: Path) -> str:
     """Print the tables of ``parts`` and write ``out``/gpu.json and gpu.md. Returns PASS or FAIL."""
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     settings, (versions, missing) = SETTINGS[device], peers_here()
-    report = dict(verdict='unfinished', machine=machine(device), versions=versions,
-                  missing=missing, settings=settings._asdict(), parts={})
+    report = dict(
+        verdict='unfinished',
+        machine=machine(device),
+        versions=versions,
+        missing=missing,
+        settings=settings._asdict(),
+        parts={},
+    )
     console.print(*preamble(report), sep='\n', markup=False)
     for name in dict.fromkeys(parts):
         rows, start, cases = [], time.perf_counter(), grid(**PARTS[name].choices(settings))
@@ -107,8 +121,13 @@ def attempt(part: Part, case: Dict[str, str], settings: Settings, device: str) -
     except Exception as error:
         rows = [dict(verdict=FAIL, why=reason(error))]
     torch.cuda.empty_cache()
-    return [{key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-             for key, value in {**case, **row}.items()} for row in rows]  # JSON has no nan
+    return [
+        {
+            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in {**case, **row}.items()
+        }
+        for row in rows
+    ]  # JSON has no nan
 
 
 def verdict_of(rows) -> str:
@@ -117,10 +136,13 @@ def verdict_of(rows) -> str:
 
 # ---- the tables and the page ----
 
+
 def preamble(report: dict) -> List[str]:
     facts = {**report['machine'], **report['versions']}
-    return [', '.join(f'{key} {value}' for key, value in facts.items() if value != ''),
-            *(f'without {name}: {why}' for name, why in report['missing'].items())]
+    return [
+        ', '.join(f'{key} {value}' for key, value in facts.items() if value != ''),
+        *(f'without {name}: {why}' for name, why in report['missing'].items()),
+    ]
 
 
 def title_of(name: str, part: dict) -> str:
@@ -143,16 +165,25 @@ def text_of(value) -> str:
 def page(report: dict) -> str:
     """gpu.md, of what gpu.json holds."""
     about, *missing = preamble(report)
-    sizes = ', '.join(f'{part} {report["settings"][part]}'
-                      for part in ('compared', 'inference', 'training'))
-    lines = [f'# ConvNeXt on {report["machine"]["hardware"]}: {report["verdict"]}', '',
-             f'Made by `{COMMAND}`: {about}. Images: {sizes}.', '',
-             __doc__[__doc__.index('Errors'):], *(f'- {line}' for line in missing), '']
+    sizes = ', '.join(
+        f'{part} {report["settings"][part]}' for part in ('compared', 'inference', 'training')
+    )
+    lines = [
+        f'# ConvNeXt on {report["machine"]["hardware"]}: {report["verdict"]}',
+        '',
+        f'Made by `{COMMAND}`: {about}. Images: {sizes}.',
+        '',
+        __doc__[__doc__.index('Errors') :],
+        *(f'- {line}' for line in missing),
+        '',
+    ]
     for name, part in report['parts'].items():
         header, cells = table_of(part['rows'])
         lines += [f'## {title_of(name, part)}', '', ' '.join(PARTS[name].run.__doc__.split()), '']
-        lines += ['| ' + ' | '.join(cell.replace('|', '/') for cell in row) + ' |'
-                  for row in (header, ['---'] * len(header), *cells)]
+        lines += [
+            '| ' + ' | '.join(cell.replace('|', '/') for cell in row) + ' |'
+            for row in (header, ['---'] * len(header), *cells)
+        ]
         lines += ['']
     return '\n'.join(lines)
 

@@ -1,4 +1,5 @@
 """The parts of the GPU check: each runs a case, and returns its rows with their verdicts."""
+
 import math
 import tempfile
 from functools import partial
@@ -11,13 +12,29 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import ConvNeXt, fuse
-from .peers import (BOUND, MODES, OFFICIAL, OURS, OURS_IN_TRAINING, PEERS, Scenario, autocast,
-                    candidate, common, images_of, in_mode, infer, official, randomise, worst)
+from .peers import (
+    BOUND,
+    MODES,
+    OFFICIAL,
+    OURS,
+    OURS_IN_TRAINING,
+    PEERS,
+    Scenario,
+    autocast,
+    candidate,
+    common,
+    images_of,
+    in_mode,
+    infer,
+    official,
+    randomise,
+    worst,
+)
 from .timing import Candidate, figures, interleaved, operators, tf32
 
 PASS, FAIL, UNJUDGED = 'pass', 'FAIL', '-'
 FACTOR, FLOOR = 2, 2e-6  # of errors, for rounding in another order: see is_within
-SAVES = .75  # most memory of a step that recomputes, as a share of that of a step that does not
+SAVES = 0.75  # most memory of a step that recomputes, as a share of that of a step that does not
 STAGES = {'all': 4, 'first, scale 1e-6': 1}  # which are trained: how many
 
 
@@ -33,15 +50,29 @@ class Settings(NamedTuple):
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 16, 16))
 SETTINGS = dict(
-    cuda=Settings(networks=dict(tiny='tiny', v2_tiny='v2_tiny'), compared='2x256x256',
-                  timed=('tiny', 'v2_tiny'), inference='1x800x1280', training='8x512x512',
-                  precisions=('float32', 'float32, TF32', 'bfloat16', 'float16'), rounds=20),
-    cpu=Settings(networks={'small V1': SMALL, 'small V2': dict(SMALL, generation=2)},
-                 compared='2x64x64', timed=('atto', 'v2_atto'), inference='1x64x64',
-                 training='1x64x64', precisions=('float32',), rounds=2))
+    cuda=Settings(
+        networks=dict(tiny='tiny', v2_tiny='v2_tiny'),
+        compared='2x256x256',
+        timed=('tiny', 'v2_tiny'),
+        inference='1x800x1280',
+        training='8x512x512',
+        precisions=('float32', 'float32, TF32', 'bfloat16', 'float16'),
+        rounds=20,
+    ),
+    cpu=Settings(
+        networks={'small V1': SMALL, 'small V2': dict(SMALL, generation=2)},
+        compared='2x64x64',
+        timed=('atto', 'v2_atto'),
+        inference='1x64x64',
+        training='1x64x64',
+        precisions=('float32',),
+        rounds=2,
+    ),
+)
 
 
 # ---- the parts: each runs a case and returns its rows ----
+
 
 def features(settings, device, network, stages, precision):
     """Maps and gradients of a training step, fp16 and bf16 under autocast with a GradScaler. Its
@@ -52,7 +83,7 @@ def features(settings, device, network, stages, precision):
             nn.init.constant_(parameter, 1e-6)
     run = partial(train, device=device, stages=STAGES[stages])
     exact = run(official(net).double(), images.double(), torch.float64)
-    dtype, reference, scale, rows = getattr(torch, precision), official(net), 2.**48, []
+    dtype, reference, scale, rows = getattr(torch, precision), official(net), 2.0**48, []
     theirs = run(reference, images, dtype, scale=scale)
     while not theirs.is_taken and scale > 1:
         scale /= 16
@@ -62,9 +93,17 @@ def features(settings, device, network, stages, precision):
         ours = run(in_mode(net, mode), images, dtype, scale=scale / 4)
         errors = worst(ours.maps, exact.maps), rms(ours.gradients, exact.gradients)
         is_right = ours.is_taken and all(map(is_within, errors, limits))
-        rows.append({'checkpointing': mode, 'maps': errors[0], 'official maps': limits[0],
-                     'gradients': errors[1], 'official gradients': limits[1],
-                     'step': 'taken' if ours.is_taken else 'skipped', **judged(is_right)})
+        rows.append(
+            {
+                'checkpointing': mode,
+                'maps': errors[0],
+                'official maps': limits[0],
+                'gradients': errors[1],
+                'official gradients': limits[1],
+                'step': 'taken' if ours.is_taken else 'skipped',
+                **judged(is_right),
+            }
+        )
     return rows
 
 
@@ -76,10 +115,18 @@ def fused(settings, device, network, precision):
     images, model = images.to(device, dtype), fuse(net).to(device, dtype)
     limit = worst(infer(official(net).to(device, dtype), images), exact)
     error = worst(infer(model, images), exact)
-    few, many = (operators(partial(infer, model, batch)) for batch in (
-        images, images.repeat(2, 1, 1, 1)))
-    return [{'maps': error, 'official maps': limit, 'operators': few, 'for twice': many,
-             **judged(is_within(error, limit) and (device == 'cpu' or many <= few))}]
+    few, many = (
+        operators(partial(infer, model, batch)) for batch in (images, images.repeat(2, 1, 1, 1))
+    )
+    return [
+        {
+            'maps': error,
+            'official maps': limit,
+            'operators': few,
+            'for twice': many,
+            **judged(is_within(error, limit) and (device == 'cpu' or many <= few)),
+        }
+    ]
 
 
 def ddp(settings, device, network, checkpointing):
@@ -89,8 +136,11 @@ def ddp(settings, device, network, checkpointing):
     alone, wrapped = in_mode(net, checkpointing), in_mode(net, checkpointing).to(device)
     with tempfile.TemporaryDirectory() as folder:
         torch.distributed.init_process_group(
-            'nccl' if device == 'cuda' else 'gloo', init_method=f'file://{folder}/store', rank=0,
-            world_size=1)
+            'nccl' if device == 'cuda' else 'gloo',
+            init_method=f'file://{folder}/store',
+            rank=0,
+            world_size=1,
+        )
         try:
             wrapped = DistributedDataParallel(wrapped, find_unused_parameters=False)
             for _ in range(2):  # DDP complains in the second of what the first has left out
@@ -109,10 +159,21 @@ def compiled(settings, device, network):
     models = dict(compiled=torch.compile(net, fullgraph=True), eager=net)
     maps = {name: infer(model, images) for name, model in models.items()}
     error = worst(maps['compiled'], [part.double() for part in maps['eager']])
-    seconds = interleaved({name: Candidate(partial(infer, model, images), device, {}).seconds
-                           for name, model in models.items()}, settings.rounds, '')
-    return [dict(maps=error, **{f'{name}, ms': 1e3 * median(seconds[name]) for name in models},
-                 **judged(error < BOUND['float32']))]
+    seconds = interleaved(
+        {
+            name: Candidate(partial(infer, model, images), device, {}).seconds
+            for name, model in models.items()
+        },
+        settings.rounds,
+        '',
+    )
+    return [
+        dict(
+            maps=error,
+            **{f'{name}, ms': 1e3 * median(seconds[name]) for name in models},
+            **judged(error < BOUND['float32']),
+        )
+    ]
 
 
 def inference(settings, device, network, precision):
@@ -137,6 +198,7 @@ def training(settings, device, network, precision):
 
 # ---- their steps ----
 
+
 def compared(settings: Settings, network: str) -> Tuple[Tensor, ConvNeXt]:
     arch = settings.networks[network]
     return images_of(Scenario(arch, settings.compared)), randomise(ConvNeXt(arch))
@@ -148,8 +210,14 @@ class Step(NamedTuple):
     is_taken: bool  # by the scaler, which skips a step with an overflow
 
 
-def train(model: nn.Module, images: Tensor, dtype: torch.dtype, device: str, stages: int = 4,
-          scale: float = 1.) -> Step:
+def train(
+    model: nn.Module,
+    images: Tensor,
+    dtype: torch.dtype,
+    device: str,
+    stages: int = 4,
+    scale: float = 1.0,
+) -> Step:
     """A step, in place; under autocast, with this loss scale, where ``dtype`` is of 16 bits."""
     model, images = model.to(device).train(), images.to(device)
     if stages == 1:  # no convolution before the stage may overflow first
@@ -165,8 +233,11 @@ def train(model: nn.Module, images: Tensor, dtype: torch.dtype, device: str, sta
     before = scaler.get_scale()
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    gradients = {name.replace('module.', ''): parameter.grad.double().flatten()
-                 for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name.replace('module.', ''): parameter.grad.double().flatten()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
@@ -209,14 +280,24 @@ def in_turns(names: Sequence[str], scenario: Scenario, rounds: int, device: str)
                 rows.append(dict(model=name, verdict=verdict, why=reason(error)))
         ready = {name: model for name, model in ready.items() if model.facts}
         seconds = interleaved({name: model.seconds for name, model in ready.items()}, rounds, '')
-        measured = {name: dict(seconds=seconds[name], memory=model.memory())
-                    for name, model in ready.items()}
+        measured = {
+            name: dict(seconds=seconds[name], memory=model.memory())
+            for name, model in ready.items()
+        }
     for name, figure in figures(measured).items():
         verdict = PASS if name.startswith('convnext_dense') else UNJUDGED
-        rows.append({'model': name, 'median, ms': 1e3 * figure.median, 'spread': figure.spread,
-                     'speed': figure.speed, 'memory, MB': figure.memory / 1e6,
-                     'relative memory': figure.relative_memory,
-                     'error': ready[name].facts['error'], 'verdict': verdict})
+        rows.append(
+            {
+                'model': name,
+                'median, ms': 1e3 * figure.median,
+                'spread': figure.spread,
+                'speed': figure.speed,
+                'memory, MB': figure.memory / 1e6,
+                'relative memory': figure.relative_memory,
+                'error': ready[name].facts['error'],
+                'verdict': verdict,
+            }
+        )
     return rows
 
 
@@ -227,11 +308,16 @@ class Part(NamedTuple):
 
 
 PARTS = dict(
-    features=Part(features, lambda s: dict(network=s.networks, stages=STAGES, precision=BOUND),
-                  is_autocast=True),
+    features=Part(
+        features,
+        lambda s: dict(network=s.networks, stages=STAGES, precision=BOUND),
+        is_autocast=True,
+    ),
     fused=Part(fused, lambda s: dict(network=s.networks, precision=BOUND)),
     ddp=Part(ddp, lambda s: dict(network=s.networks, checkpointing=MODES)),
     compile=Part(compiled, lambda s: dict(network=s.networks)),
     inference=Part(inference, lambda s: dict(network=s.timed, precision=s.precisions)),
-    training=Part(training, lambda s: dict(network=s.timed, precision=s.precisions),
-                  is_autocast=True))
+    training=Part(
+        training, lambda s: dict(network=s.timed, precision=s.precisions), is_autocast=True
+    ),
+)

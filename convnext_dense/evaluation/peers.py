@@ -1,5 +1,6 @@
 """One network with the same weights, as we and as others write it: timm, torchvision, transformers,
 mmpretrain, and the official code's form. A library is imported when it is asked for."""
+
 import copy
 from contextlib import nullcontext
 from functools import lru_cache, partial
@@ -15,7 +16,7 @@ from ..weights import convert
 from .timing import Candidate, fastest, quiet, tf32
 
 # Of an output's error, relative to float64: beyond it is another network.
-BOUND = dict(float32=1e-4, bfloat16=.1, float16=.02)
+BOUND = dict(float32=1e-4, bfloat16=0.1, float16=0.02)
 OFFICIAL = 'official form'
 OURS = ('convnext_dense', 'convnext_dense, fused')
 MODES = ('none', 'mlp', 'block')  # of checkpointing
@@ -24,6 +25,7 @@ OURS_IN_TRAINING = {f'convnext_dense, {mode}': mode for mode in MODES}
 
 class Scenario(NamedTuple):
     """A call to measure."""
+
     arch: str
     size: str  # images x height x width
     dtype: str = 'float32'  # of weights and images; in a training step that of autocast
@@ -59,14 +61,19 @@ def randomise(net: nn.Module) -> nn.Module:
         for name, parameter in net.named_parameters():
             if parameter.dim() == 1:
                 is_scale = not name.endswith('bias') and 'grn' not in name
-                parameter.normal_(0, .1).add_(is_scale)
+                parameter.normal_(0, 0.1).add_(is_scale)
             else:
-                parameter.normal_(0, parameter[0].numel()**-.5)
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
     return net.eval()
 
 
-def candidate(name: str, scenario: Scenario, device: str, expected: Sequence[Tensor],
-              is_compiled: bool = False) -> Candidate:
+def candidate(
+    name: str,
+    scenario: Scenario,
+    device: str,
+    expected: Sequence[Tensor],
+    is_compiled: bool = False,
+) -> Candidate:
     """A backbone ready to be timed, a peer's in the memory format in which it is faster.
 
     Args:
@@ -83,8 +90,10 @@ def candidate(name: str, scenario: Scenario, device: str, expected: Sequence[Ten
     images, net = common(scenario)
     dtype, is_ours = getattr(torch, scenario.dtype), name.startswith('convnext_dense')
     if not supports(dtype, device, scenario.train):
-        raise ConfigError(f'{scenario.dtype}: torch {torch.__version__} does not compute in it on '
-                          f'{device}{" under autocast" * scenario.train}')
+        raise ConfigError(
+            f'{scenario.dtype}: torch {torch.__version__} does not compute in it on '
+            f'{device}{" under autocast" * scenario.train}'
+        )
     try:
         with torch.device(device):  # initial values that are replaced cost less there
             model = build(name, net, scenario.arch)
@@ -94,7 +103,7 @@ def candidate(name: str, scenario: Scenario, device: str, expected: Sequence[Ten
     context = partial(autocast, device, dtype) if scenario.train else nullcontext
     targets = [torch.randn_like(part).to(device, held) for part in expected]
     candidates = []
-    for layout in (torch.contiguous_format, torch.channels_last)[:1 if is_ours else 2]:
+    for layout in (torch.contiguous_format, torch.channels_last)[: 1 if is_ours else 2]:
         ready = copy.deepcopy(model).to(device, held, memory_format=layout).train(scenario.train)
         x = images.to(device, held).contiguous(memory_format=layout)
         with torch.no_grad(), tf32(False), context():
@@ -102,8 +111,11 @@ def candidate(name: str, scenario: Scenario, device: str, expected: Sequence[Ten
         if not error < BOUND[scenario.dtype]:
             raise ConfigError(f'{name} is another network: its maps differ by {error:.2g}')
         ready = torch.compile(ready) if is_compiled else ready
-        function = partial(step, ready, x, targets, context) if scenario.train else partial(
-            infer, ready, x)
+        function = (
+            partial(step, ready, x, targets, context)
+            if scenario.train
+            else partial(infer, ready, x)
+        )
         candidates.append(Candidate(function, device, dict(error=error)))
     return fastest(candidates)
 
@@ -198,6 +210,7 @@ def peer(name: str, net: ConvNeXt, arch: str) -> Features:
 
 def timm_peer(arch):
     import timm
+
     name = f'convnext{arch}' if arch.startswith('v2') else f'convnext_{arch}'
     model = timm.create_model(name)
     model.head = nn.Identity()
@@ -208,13 +221,15 @@ def timm_peer(arch):
             x = stage(x)
             answer.append(x)
         return answer
+
     return model, maps
 
 
 def torchvision_peer(arch):
     import torchvision
+
     names = {size: f'convnext_{size}' for size in ('tiny', 'small', 'base', 'large')}
-    model = getattr(torchvision.models, names[arch])(stochastic_depth_prob=0.)
+    model = getattr(torchvision.models, names[arch])(stochastic_depth_prob=0.0)
 
     def maps(model, images):
         x, answer = images, []
@@ -222,15 +237,18 @@ def torchvision_peer(arch):
             x = layer(x)
             answer += [x] if i % 2 else []
         return answer
+
     return model, maps
 
 
 def transformers_peer(arch):
     import transformers
+
     name = 'ConvNextV2' if arch.startswith('v2') else 'ConvNext'
     depths, dims = ARCHITECTURES[arch][:2]
     config = getattr(transformers, f'{name}Config')(
-        depths=list(depths), hidden_sizes=list(dims), out_indices=[1, 2, 3, 4], drop_path_rate=0.)
+        depths=list(depths), hidden_sizes=list(dims), out_indices=[1, 2, 3, 4], drop_path_rate=0.0
+    )
     model = getattr(transformers, f'{name}Backbone')(config)
     for key in model.hidden_states_norms:
         model.hidden_states_norms[key] = nn.Identity()
@@ -240,17 +258,25 @@ def transformers_peer(arch):
 def mmpretrain_peer(arch):
     with quiet():  # it says which optional packages it lacks
         from mmpretrain.models import ConvNeXt as Theirs
-    v2 = dict(use_grn=True, layer_scale_init_value=0.) if arch.startswith('v2') else {}
+    v2 = dict(use_grn=True, layer_scale_init_value=0.0) if arch.startswith('v2') else {}
     depths, dims = ARCHITECTURES[arch][:2]
-    model = Theirs(dict(depths=list(depths), channels=list(dims)), out_indices=(0, 1, 2, 3),
-                   gap_before_final_norm=False, **v2)
+    model = Theirs(
+        dict(depths=list(depths), channels=list(dims)),
+        out_indices=(0, 1, 2, 3),
+        gap_before_final_norm=False,
+        **v2,
+    )
     for i in range(4):
         setattr(model, f'norm{i}', nn.Identity())
     return model, lambda model, images: model(images)
 
 
-PEERS = dict(timm=timm_peer, torchvision=torchvision_peer, transformers=transformers_peer,
-             mmpretrain=mmpretrain_peer)
+PEERS = dict(
+    timm=timm_peer,
+    torchvision=torchvision_peer,
+    transformers=transformers_peer,
+    mmpretrain=mmpretrain_peer,
+)
 
 
 def official(net: ConvNeXt) -> nn.Module:
@@ -270,13 +296,17 @@ class Official(nn.Module):
     def __init__(self, net: ConvNeXt):
         super().__init__()
         depths, dims, generation, eps = net.architecture
-        self.downsample_layers = nn.ModuleList([nn.Sequential(
-            nn.Conv2d(3, dims[0], 4, 4), OfficialNorm(dims[0], eps))])
-        self.downsample_layers.extend(nn.Sequential(
-            OfficialNorm(dims[i], eps), nn.Conv2d(dims[i], dims[i + 1], 2, 2)) for i in range(3))
-        self.stages = nn.ModuleList(nn.Sequential(*(
-            OfficialBlock(dim, generation, eps) for _ in range(depth)))
-            for dim, depth in zip(dims, depths))
+        self.downsample_layers = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(3, dims[0], 4, 4), OfficialNorm(dims[0], eps))]
+        )
+        self.downsample_layers.extend(
+            nn.Sequential(OfficialNorm(dims[i], eps), nn.Conv2d(dims[i], dims[i + 1], 2, 2))
+            for i in range(3)
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(OfficialBlock(dim, generation, eps) for _ in range(depth)))
+            for dim, depth in zip(dims, depths)
+        )
         for i, dim in enumerate(dims):
             norm = OfficialNorm(dim, eps) if has_norms(net) else nn.Identity()
             self.add_module(f'norm{i}', norm)
@@ -299,7 +329,6 @@ class OfficialNorm(nn.LayerNorm):
 
 
 class OfficialBlock(nn.Module):
-
     def __init__(self, dim, generation, eps):
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
@@ -316,7 +345,6 @@ class OfficialBlock(nn.Module):
 
 
 class OfficialGRN(nn.Module):
-
     def __init__(self, dim):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))

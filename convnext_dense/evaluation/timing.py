@@ -1,4 +1,5 @@
 """Interleaved timing, the allocator's count of memory, and what the machine can do."""
+
 import contextlib
 import io
 import math
@@ -21,13 +22,19 @@ from torch.profiler import ProfilerActivity, profile
 # else the profiler writes a line whenever it starts or stops
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
-PARTS = {'matrix products': ('addmm', 'mm', 'bmm', 'linear_pointwise', 'mkl_linear', 'baddbmm'),
-         'convolutions': ('convolution',), 'LayerNorm': ('layer_norm',), 'GELU': ('gelu',),
-         'copies': ('copy_', 'clone'), 'allocation': ('empty',)}
+PARTS = {
+    'matrix products': ('addmm', 'mm', 'bmm', 'linear_pointwise', 'mkl_linear', 'baddbmm'),
+    'convolutions': ('convolution',),
+    'LayerNorm': ('layer_norm',),
+    'GELU': ('gelu',),
+    'copies': ('copy_', 'clone'),
+    'allocation': ('empty',),
+}
 
 
 class Candidate(NamedTuple):
     """A function to time, and what is known of it."""
+
     function: Optional[Callable]  # None: there is nothing to time
     device: str
     facts: Optional[dict]
@@ -60,7 +67,8 @@ class Process:
         context = multiprocessing.get_context('spawn')
         self.pipe, other = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(other, torch.get_num_threads(), make, args), daemon=True)
+            target=_serve, args=(other, torch.get_num_threads(), make, args), daemon=True
+        )
         self.process.start()
         other.close()
 
@@ -103,8 +111,9 @@ def quiet():
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def interleaved(candidates: Dict[str, Callable[[], float]], count: int,
-                title: str) -> Dict[str, List[float]]:
+def interleaved(
+    candidates: Dict[str, Callable[[], float]], count: int, title: str
+) -> Dict[str, List[float]]:
     """Seconds of ``count`` calls of each, in turns, so that what else the machine does hits all.
 
     Args:
@@ -127,6 +136,7 @@ def fastest(candidates: Sequence[Candidate]) -> Candidate:
 
 class Figures(NamedTuple):
     """Of a model beside others."""
+
     median: float  # seconds
     spread: float  # the middle half of the runs, as a share of the median
     speed: float  # relative to the fastest peer
@@ -144,8 +154,9 @@ def figures(rows: Dict[str, dict]) -> Dict[str, Figures]:
     for name, row in rows.items():
         times, middle = sorted(row['seconds']), medians[name]
         spread = (times[-1 - len(times) // 4] - times[len(times) // 4]) / middle
-        answer[name] = Figures(middle, spread, quickest / middle, row['memory'],
-                               row['memory'] / lightest)
+        answer[name] = Figures(
+            middle, spread, quickest / middle, row['memory'], row['memory'] / lightest
+        )
     return answer
 
 
@@ -213,8 +224,9 @@ def shares(function: Callable, device: str) -> Dict[str, float]:
     times = {event.key: _self_time(event, device) for event in record.key_averages()}
     parts = {}
     for key, value in times.items():
-        name = next((part for part, marks in PARTS.items() if any(mark in key for mark in marks)),
-                    key)
+        name = next(
+            (part for part, marks in PARTS.items() if any(mark in key for mark in marks)), key
+        )
         parts[name] = parts.get(name, 0) + value / max(sum(times.values()), 1)
     return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
@@ -235,9 +247,13 @@ def product_rate(dtype: torch.dtype, device: str, side: int = 2048) -> float:
 
 def machine(device: str) -> Dict[str, str]:
     """What a figure has to be read with."""
-    facts = dict(hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
-                 threads=torch.get_num_threads(), torch=torch.__version__,
-                 python=platform.python_version(), commit=_commit())
+    facts = dict(
+        hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        commit=_commit(),
+    )
     if device == 'cuda':
         facts.update(CUDA=torch.version.cuda, cuDNN=torch.backends.cudnn.version())
     return facts
@@ -263,6 +279,7 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     facts = {key.strip(): value.strip() for key, value in lines}
     flags = facts.get('flags', '').split()
-    extra = [flag.upper() for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')
-             if flag in flags]
+    extra = [
+        flag.upper() for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if flag in flags
+    ]
     return ' '.join([facts.get('model name', platform.processor()), *extra])

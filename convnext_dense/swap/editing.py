@@ -1,4 +1,5 @@
 """Changes of a config that remember what was there and why it went."""
+
 import copy
 from typing import Any, NamedTuple
 
@@ -38,7 +39,9 @@ class Edits:
         if present and plain(old) == plain(value) or not present and value is None:
             return
         node[path[-1]] = ConfigDict(value) if isinstance(value, dict) else value
-        self.changes.append(Change(path, copy.deepcopy(old) if present else Absent(), copy.deepcopy(value), why))
+        self.changes.append(
+            Change(path, copy.deepcopy(old) if present else Absent(), copy.deepcopy(value), why)
+        )
 
 
 def dotted(path) -> str:

@@ -1,4 +1,5 @@
 """A config as a user names it, and where in it the backbone is."""
+
 import difflib
 import glob
 import importlib.util
@@ -10,15 +11,34 @@ from mmengine.config import Config
 from ..errors import ConfigError
 
 LIBRARIES = ('mmdet', 'mmseg')
-OLD_CONVNEXT = ('mmpretrain', 'mmcls')  # what the libraries' own ConvNeXt configs import, and often cannot
+OLD_CONVNEXT = (
+    'mmpretrain',
+    'mmcls',
+)  # what the libraries' own ConvNeXt configs import, and often cannot
 
 TOKENS = 'it decodes the tokens of a plain ViT, of one width and stride, which is what its paper proposes'
-BRANCHES = 'the method is the backbone: branches of its own, which its heads and losses are made for'
+BRANCHES = (
+    'the method is the backbone: branches of its own, which its heads and losses are made for'
+)
 RECURSIVE = 'the method is in the backbone: recursive features and switchable atrous convolutions'
 REFUSED = {
-    **dict.fromkeys(('BiSeNetV1', 'BiSeNetV2', 'CGNet', 'DDRNet', 'ERFNet', 'FastSCNN', 'ICNet', 'PIDNet',
-                     'STDCContextPathNet'), BRANCHES),
-    **dict.fromkeys(('DPTHead', 'SegmenterMaskTransformerHead', 'SETRMLAHead', 'SETRUPHead'), TOKENS),
+    **dict.fromkeys(
+        (
+            'BiSeNetV1',
+            'BiSeNetV2',
+            'CGNet',
+            'DDRNet',
+            'ERFNet',
+            'FastSCNN',
+            'ICNet',
+            'PIDNet',
+            'STDCContextPathNet',
+        ),
+        BRANCHES,
+    ),
+    **dict.fromkeys(
+        ('DPTHead', 'SegmenterMaskTransformerHead', 'SETRMLAHead', 'SETRUPHead'), TOKENS
+    ),
     **dict.fromkeys(('DetectoRS_ResNet', 'DetectoRS_ResNeXt'), RECURSIVE),
     'Detectron2Wrapper': 'the model is a config of Detectron2, which is no backbone of MMEngine',
     'HourglassNet': 'CornerNet and its kin supervise every hourglass of the stack, which are their backbone',
@@ -35,8 +55,17 @@ def find_config(name: str) -> Tuple[Path, str]:
     """
     path = Path(name)
     if path.is_file():
-        inside = [known for known in LIBRARIES if zoo(known) and zoo(known).resolve() in path.resolve().parents]
-        return path, f'{inside[0]}::{path.resolve().relative_to(zoo(inside[0]).resolve()).as_posix()}' if inside else str(path)
+        inside = [
+            known
+            for known in LIBRARIES
+            if zoo(known) and zoo(known).resolve() in path.resolve().parents
+        ]
+        return (
+            path,
+            f'{inside[0]}::{path.resolve().relative_to(zoo(inside[0]).resolve()).as_posix()}'
+            if inside
+            else str(path),
+        )
     library, _, rest = name.rpartition('::')
     found = []
     for known in LIBRARIES:
@@ -47,13 +76,22 @@ def find_config(name: str) -> Tuple[Path, str]:
             files = sorted(folder.rglob(glob.escape(name.removesuffix('.py')) + '.py'))
             found += [(file, f'{known}::{file.relative_to(folder).as_posix()}') for file in files]
     if len(found) > 1:
-        raise ConfigError(f'{name} may be any of {", ".join(scoped for _, scoped in found)}: name one')
+        raise ConfigError(
+            f'{name} may be any of {", ".join(scoped for _, scoped in found)}: name one'
+        )
     if found:
         return found[0]
-    names = {file.name.removesuffix('.py') for known in LIBRARIES if zoo(known) for file in zoo(known).rglob('*.py')}
+    names = {
+        file.name.removesuffix('.py')
+        for known in LIBRARIES
+        if zoo(known)
+        for file in zoo(known).rglob('*.py')
+    }
     near = difflib.get_close_matches(Path(rest).name.removesuffix('.py'), names)
-    raise ConfigError(f'no config {name}: expected a path, mmdet::FOLDER/NAME.py, mmseg::FOLDER/NAME.py, or the name of '
-                      'a config of mmdet or mmseg' + (f'. Near to it are {", ".join(near)}' if near else ''))
+    raise ConfigError(
+        f'no config {name}: expected a path, mmdet::FOLDER/NAME.py, mmseg::FOLDER/NAME.py, or the name of '
+        'a config of mmdet or mmseg' + (f'. Near to it are {", ".join(near)}' if near else '')
+    )
 
 
 def zoo(library):
@@ -61,7 +99,14 @@ def zoo(library):
     if spec is None or not spec.origin:
         return None
     package = Path(spec.origin).parent
-    return next((folder for folder in (package / '.mim' / 'configs', package.parent / 'configs') if folder.is_dir()), None)
+    return next(
+        (
+            folder
+            for folder in (package / '.mim' / 'configs', package.parent / 'configs')
+            if folder.is_dir()
+        ),
+        None,
+    )
 
 
 def read_config(path: Path) -> Config:
@@ -75,12 +120,15 @@ def read_config(path: Path) -> Config:
             raise ConfigError(
                 f'{path} is a new-style config (read_base, imported types), which a text config cannot inherit from. Export '
                 f'it, then swap the export: python -c "from mmengine.config import Config; '
-                f"Config.fromfile('{path}').dump('exported.py')\"")
+                f"Config.fromfile('{path}').dump('exported.py')\""
+            )
         cfg = Config.fromfile(str(path), import_custom_modules=False)
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f'{path} is not a config that MMEngine can read: {type(error).__name__}: {error}') from error
+        raise ConfigError(
+            f'{path} is not a config that MMEngine can read: {type(error).__name__}: {error}'
+        ) from error
     imports = cfg.get('custom_imports') or {}
     names = imports.get('imports') or []
     for name in [names] if isinstance(names, str) else names:
@@ -88,8 +136,10 @@ def read_config(path: Path) -> Config:
             importlib.import_module(name)
         except Exception as error:
             if name.split('.')[0] not in OLD_CONVNEXT and not imports.get('allow_failed_imports'):
-                raise ConfigError(f'{path}: custom_imports names {name}, which cannot be imported ({type(error).__name__}: '
-                                  f'{error}). If it is a module of yours, put its folder on PYTHONPATH.') from error
+                raise ConfigError(
+                    f'{path}: custom_imports names {name}, which cannot be imported ({type(error).__name__}: '
+                    f'{error}). If it is a module of yours, put its folder on PYTHONPATH.'
+                ) from error
     return cfg
 
 
@@ -106,7 +156,11 @@ def find_owners(cfg: Config) -> List[tuple]:
         kind = str(node.get('type', '')).rpartition('.')[2] if isinstance(node, dict) else None
         if kind in REFUSED:
             raise ConfigError(f'{kind} cannot be given another backbone: {REFUSED[kind]}')
-    found = [(path[:-1], node) for path, node in walk(model, ('model',)) if path[-1] == 'backbone' and _is_network(node)]
+    found = [
+        (path[:-1], node)
+        for path, node in walk(model, ('model',))
+        if path[-1] == 'backbone' and _is_network(node)
+    ]
     if not found:
         raise ConfigError(f'{model.type} has no backbone: nothing to swap')
     first_path, first = min(found, key=lambda item: len(item[0]))
@@ -115,8 +169,13 @@ def find_owners(cfg: Config) -> List[tuple]:
 
 def other_backbones(cfg: Config, owners: List[tuple]) -> List[tuple]:
     """Paths of the networks that are backbones by name, but for those of ``owners``."""
-    return [path for path, node in walk(cfg.model, ('model',))
-            if 'backbone' in str(path[-1]) and _is_network(node) and (path[:-1] not in owners or path[-1] != 'backbone')]
+    return [
+        path
+        for path, node in walk(cfg.model, ('model',))
+        if 'backbone' in str(path[-1])
+        and _is_network(node)
+        and (path[:-1] not in owners or path[-1] != 'backbone')
+    ]
 
 
 def at(node, path):
@@ -128,7 +187,13 @@ def at(node, path):
 def walk(node, path=()) -> Iterator[tuple]:
     """(path, value) of ``node`` and of everything in it."""
     yield path, node
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ():
+    for key, value in (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, (list, tuple))
+        else ()
+    ):
         yield from walk(value, path + (key,))
 
 

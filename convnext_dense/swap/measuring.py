@@ -1,4 +1,5 @@
 """What a backbone emits and what a neck makes of it, found by running them."""
+
 from typing import List, NamedTuple, Sequence, Tuple
 
 import torch
@@ -24,14 +25,22 @@ def measure_backbone(cfg: dict) -> Tuple[List[Map], bool]:
     Raises:
         ConfigError: it cannot be built or run.
     """
-    if cfg.get('type') == 'mmpretrain.ConvNeXt':  # the same network, from a package that often cannot be imported
+    if (
+        cfg.get('type') == 'mmpretrain.ConvNeXt'
+    ):  # the same network, from a package that often cannot be imported
         chosen = cfg.get('out_indices', -1)
         dims = get_architecture(cfg.get('arch', 'tiny')).dims
-        return [Map(dims[i], 4 * 2**(i % 4)) for i in ([chosen] if isinstance(chosen, int) else chosen)], False
+        return [
+            Map(dims[i], 4 * 2 ** (i % 4))
+            for i in ([chosen] if isinstance(chosen, int) else chosen)
+        ], False
     channels = cfg.get('in_channels', 3)
     own = cfg.get('img_size')
     own_side = own if isinstance(own, int) or not own else own[0]
-    for device, side in (*SIDES.items(), *(((device, own_side) for device in SIDES) if own else ())):
+    for device, side in (
+        *SIDES.items(),
+        *(((device, own_side) for device in SIDES) if own else ()),
+    ):
         try:
             backbone = build(cfg, device)
             with torch.no_grad():
@@ -41,8 +50,10 @@ def measure_backbone(cfg: dict) -> Tuple[List[Map], bool]:
             return [_map(output, side) for output in outputs], frozen
         except Exception as error:
             reason = error
-    raise ConfigError(f'the backbone {cfg.get("type")} cannot be built and run, so its maps are not known: '
-                      f'{type(reason).__name__}: {reason}') from reason
+    raise ConfigError(
+        f'the backbone {cfg.get("type")} cannot be built and run, so its maps are not known: '
+        f'{type(reason).__name__}: {reason}'
+    ) from reason
 
 
 def measure_neck(cfg, maps: Sequence[Map]) -> Tuple[List[Map], List[bool]]:
@@ -53,19 +64,29 @@ def measure_neck(cfg, maps: Sequence[Map]) -> Tuple[List[Map], List[bool]]:
     """
     for device, size in NECK_SIZES:
         try:
-            inputs = [torch.zeros(1, channels, *(side // stride for side in size), device=device).requires_grad_()
-                      for channels, stride in maps]
+            inputs = [
+                torch.zeros(
+                    1, channels, *(side // stride for side in size), device=device
+                ).requires_grad_()
+                for channels, stride in maps
+            ]
             outputs = build(cfg, device)(tuple(inputs))
             outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
             sum(output.sum() for output in outputs).backward()
-            return [_map(output, size[0]) for output in outputs], [image.grad is not None for image in inputs]
+            return [_map(output, size[0]) for output in outputs], [
+                image.grad is not None for image in inputs
+            ]
         except Exception as error:
             reason = error
     name = cfg.get('type') if isinstance(cfg, dict) else [part.get('type') for part in cfg]
-    raise ConfigError(f'the neck {name} does not run on maps of {[channels for channels, _ in maps]} channels: '
-                      f'{type(reason).__name__}: {reason}') from reason
+    raise ConfigError(
+        f'the neck {name} does not run on maps of {[channels for channels, _ in maps]} channels: '
+        f'{type(reason).__name__}: {reason}'
+    ) from reason
 
 
 def _map(output, side) -> Map:
-    output = output[0] if isinstance(output, (tuple, list)) else output  # a class token beside the map
+    output = (
+        output[0] if isinstance(output, (tuple, list)) else output
+    )  # a class token beside the map
     return Map(output.shape[1], round(side / output.shape[2]) if output.dim() == 4 else 0)

@@ -1,4 +1,5 @@
 """A config -> the same config on ConvNeXt, with what was changed and why."""
+
 import copy
 import math
 from pathlib import Path
@@ -21,7 +22,19 @@ from .wiring import bindings
 OURS = 'convnext_dense.ConvNeXt'
 STRIDES = (4, 8, 16, 32)
 # As docs/own-data.md has them; the official recipes train three to eight times as long as most configs and have more.
-DROP_PATH = dict(atto=0., femto=0., pico=0., nano=0., tiny=.1, small=.2, base=.3, large=.4, xlarge=.4, xxlarge=.4, huge=.4)
+DROP_PATH = dict(
+    atto=0.0,
+    femto=0.0,
+    pico=0.0,
+    nano=0.0,
+    tiny=0.1,
+    small=0.2,
+    base=0.3,
+    large=0.4,
+    xlarge=0.4,
+    xxlarge=0.4,
+    huge=0.4,
+)
 NOT_FED = ('type', 'backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg')
 # Of an old backbone, what is more than its size: left behind, and told.
 METHODS = ('dcn', 'plugins', 'stage_with_dcn', 'sac', 'gen_attention', 'stage_with_gen_attention')
@@ -35,8 +48,13 @@ class Swap(NamedTuple):
     warnings: List[str]
 
 
-def swap_backbone(cfg: Union[str, Path, Config], arch: str, checkpoint: Optional[str] = None,
-                  output_stride: Optional[int] = None, layer_decay: bool = False) -> Config:
+def swap_backbone(
+    cfg: Union[str, Path, Config],
+    arch: str,
+    checkpoint: Optional[str] = None,
+    output_stride: Optional[int] = None,
+    layer_decay: bool = False,
+) -> Config:
     """An mmdet 3 or mmseg 1 config -> the same on ConvNeXt: backbone, widths in neck and heads, normalisation of images.
 
     The old backbone and neck are run on the meta device to find what they emit; ConvNeXt's maps are chosen by stride and
@@ -64,9 +82,13 @@ def plan(cfg, arch, checkpoint=None, output_stride=None, layer_decay=False) -> S
     if preset and preset.arch != arch:
         raise ConfigError(f'the preset {checkpoint} is of arch {preset.arch}, not {arch}')
     if checkpoint and not preset and '://' not in checkpoint and not Path(checkpoint).is_file():
-        raise ConfigError(f'no weights at {checkpoint}: expected a preset ("tools/convert_weights.py --list" has them), a path or a URL')
+        raise ConfigError(
+            f'no weights at {checkpoint}: expected a preset ("tools/convert_weights.py --list" has them), a path or a URL'
+        )
     if not isinstance(cfg, (Config, str, Path)):
-        raise ConfigError(f'expected a Config, a path or a name, not a {type(cfg).__name__}; Config(dict(...)) makes one of a dict')
+        raise ConfigError(
+            f'expected a Config, a path or a name, not a {type(cfg).__name__}; Config(dict(...)) makes one of a dict'
+        )
     cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else read_config(find_config(str(cfg))[0])
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     edits = Edits(cfg)
@@ -79,8 +101,10 @@ def plan(cfg, arch, checkpoint=None, output_stride=None, layer_decay=False) -> S
     if edits.changes:
         drop_old_weights(edits, owners)
         for path in other_backbones(cfg, owners):
-            edits.warnings.append(f'{dotted(path)} ({at(cfg, path)["type"]}) is another network: '
-                                  'left as it is, on images that are normalised as above where the two share them')
+            edits.warnings.append(
+                f'{dotted(path)} ({at(cfg, path)["type"]}) is another network: '
+                'left as it is, on images that are normalised as above where the two share them'
+            )
     set_layer_decay(edits, arch, layer_decay)
     if edits.changes:
         tell_dead_names(edits, owners)
@@ -92,17 +116,29 @@ def allow_unused(swap: Swap, names: Sequence[str]) -> Swap:
     if not names or swap.cfg.get('find_unused_parameters'):
         return swap
     swap.cfg.find_unused_parameters = True
-    change = Change(('find_unused_parameters',), Absent(), True, f'{", ".join(names)} get no gradient, which would stop distributed training')
+    change = Change(
+        ('find_unused_parameters',),
+        Absent(),
+        True,
+        f'{", ".join(names)} get no gradient, which would stop distributed training',
+    )
     return swap._replace(changes=[*swap.changes, change])
 
 
 def _is_there(backbone, arch, checkpoint, output_stride):
-    old_checkpoint = backbone.get('type') == OURS and (backbone.get('init_cfg') or {}).get('checkpoint')
-    return (backbone.get('type') == OURS and backbone.get('arch', 'tiny') == arch and checkpoint in (None, old_checkpoint)
-            and output_stride in (None, backbone.get('output_stride', 32)))
+    old_checkpoint = backbone.get('type') == OURS and (backbone.get('init_cfg') or {}).get(
+        'checkpoint'
+    )
+    return (
+        backbone.get('type') == OURS
+        and backbone.get('arch', 'tiny') == arch
+        and checkpoint in (None, old_checkpoint)
+        and output_stride in (None, backbone.get('output_stride', 32))
+    )
 
 
 # ---- backbone, neck and heads ----
+
 
 def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     """Choose a stage for each map that is used, then rewire neck and heads to the new widths."""
@@ -111,29 +147,41 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     old, frozen = measure_backbone(parts['backbone'])
     strides = [one.stride for one in old]
 
-    if len(old) > 1 and strides == sorted(set(strides), reverse=True):  # deep to shallow, as U-Net's decoder emits them
+    if len(old) > 1 and strides == sorted(
+        set(strides), reverse=True
+    ):  # deep to shallow, as U-Net's decoder emits them
         return _replace_decoder(edits, owner, arch, checkpoint, output_stride, old, frozen)
     if len(old) > 1 and len(set(old)) == 1:  # a plain ViT: maps of different depth, alike in size
         pyramid = measure_neck(neck, old)[0] if neck else old
         if len(set(pyramid)) > 1:
-            edits.set(neck_path, None, 'it made a pyramid of maps of one stride, and ConvNeXt emits a pyramid')
+            edits.set(
+                neck_path,
+                None,
+                'it made a pyramid of maps of one stride, and ConvNeXt emits a pyramid',
+            )
             edits.adapters.append('neck that made a pyramid of ViT maps removed')
             neck, old = None, pyramid
             strides = [one.stride for one in old]
         elif len(old) <= len(STRIDES):
-            strides = list(STRIDES[-len(old):])
+            strides = list(STRIDES[-len(old) :])
         else:
-            raise ConfigError(f'{parts["backbone"]["type"]} emits {len(old)} maps alike in size; ConvNeXt has {len(STRIDES)}')
+            raise ConfigError(
+                f'{parts["backbone"]["type"]} emits {len(old)} maps alike in size; ConvNeXt has {len(STRIDES)}'
+            )
     if 0 in strides:
-        raise ConfigError(f'{parts["backbone"]["type"]} emits vectors, not maps: there is no dense prediction to swap it in')
+        raise ConfigError(
+            f'{parts["backbone"]["type"]} emits vectors, not maps: there is no dense prediction to swap it in'
+        )
 
     measured, (used, old_outputs) = old, _used(edits, owner, neck, old)
     beyond = sum(stride > STRIDES[-1] for stride in strides)
-    stages, own_stride = _choose_stages(strides[:len(strides) - beyond])
+    stages, own_stride = _choose_stages(strides[: len(strides) - beyond])
     output_stride = output_stride or own_stride
     emitted = sorted({stages[i] for i in used if i < len(stages)})
     if neck and len(emitted) + beyond < len(used):
-        raise ConfigError(f'the neck reads maps at strides {strides}, of which ConvNeXt has only {STRIDES}')
+        raise ConfigError(
+            f'the neck reads maps at strides {strides}, of which ConvNeXt has only {STRIDES}'
+        )
     new = [Map(dims[stage], min(STRIDES[stage], output_stride)) for stage in emitted]
     index = {i: emitted.index(stages[i]) for i in used if i < len(stages)}
     _set_backbone(edits, owner, arch, checkpoint, emitted, output_stride, frozen)
@@ -146,7 +194,9 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     for i, k in index.items():
         if new[k].stride != strides[i]:
             edits.adapters.append('other stride')
-            edits.warnings.append(f'a head or neck read a map at stride {strides[i]} and reads one at stride {new[k].stride}')
+            edits.warnings.append(
+                f'a head or neck read a map at stride {strides[i]} and reads one at stride {new[k].stride}'
+            )
     shared_head = (parts.get('roi_head') or {}).get('shared_head')
     if neck:
         _rewire(edits, at(edits.cfg, users_neck), users_neck, old, new, index, neck=True)
@@ -161,25 +211,49 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
     elif shared_head and not list(bindings(shared_head, (), old)):
         _drop_shared_head(edits, owner, old, new)
     if not neck and index:
-        _check_strides(parts, owner, [strides[i] for i in index], [new[k].stride for k in index.values()])
-    if [one.channels for one in old] != [one.channels for one in new] or any(i != k for i, k in index.items()):
+        _check_strides(
+            parts, owner, [strides[i] for i in index], [new[k].stride for k in index.values()]
+        )
+    if [one.channels for one in old] != [one.channels for one in new] or any(
+        i != k for i, k in index.items()
+    ):
         for key in _fed(parts):
             _rewire(edits, parts[key], owner + (key,), old, new, index)
     widths = [one.channels for one in measured]
     if len(widths) > 1 and widths != [one.channels for one in given]:
-        edits.warnings += [f'{dotted(path)} still holds the old widths: neck and heads that took them from there are set, '
-                           'anything else that reads it is not' for path, value in walk(edits.cfg.to_dict()) if plain(value) == widths]
+        edits.warnings += [
+            f'{dotted(path)} still holds the old widths: neck and heads that took them from there are set, '
+            'anything else that reads it is not'
+            for path, value in walk(edits.cfg.to_dict())
+            if plain(value) == widths
+        ]
 
 
 def _add_level(edits, path, neck, maps, strides):
     """A neck before the neck that makes the map beyond ConvNeXt's last. Returns its maps, and where each of the old is."""
-    width, deepest = neck.get('out_channels', 256) if isinstance(neck, dict) else 256, max(strides.values())
-    edits.set(path, [dict(type='ChannelMapper', in_channels=[one.channels for one in maps], kernel_size=1,
-                          out_channels=width, act_cfg=None, num_outs=len(strides)),
-                     *(neck if isinstance(neck, list) else [neck] if neck else [])],
-              f'stride {deepest} is beyond ConvNeXt: one convolution of stride 2 makes the map')
+    width, deepest = (
+        neck.get('out_channels', 256) if isinstance(neck, dict) else 256,
+        max(strides.values()),
+    )
+    edits.set(
+        path,
+        [
+            dict(
+                type='ChannelMapper',
+                in_channels=[one.channels for one in maps],
+                kernel_size=1,
+                out_channels=width,
+                act_cfg=None,
+                num_outs=len(strides),
+            ),
+            *(neck if isinstance(neck, list) else [neck] if neck else []),
+        ],
+        f'stride {deepest} is beyond ConvNeXt: one convolution of stride 2 makes the map',
+    )
     edits.adapters.append(f'extra level at stride {deepest}')
-    return [Map(width, stride) for stride in strides.values()], {i: k for k, i in enumerate(strides)}
+    return [Map(width, stride) for stride in strides.values()], {
+        i: k for k, i in enumerate(strides)
+    }
 
 
 def _check_strides(parts, owner, old, new):
@@ -191,30 +265,51 @@ def _check_strides(parts, owner, old, new):
     if old == new:
         return
     for path, value in walk(parts):
-        if path and str(path[-1]).endswith('strides') and value and not {'backbone', 'neck'} & {*path}:
-            raise ConfigError(f'{dotted(owner + path)} is {value}, but the maps at strides {old} would be at {new}: boxes would '
-                              'be misplaced. Leave output_stride as the old backbone has it')
+        if (
+            path
+            and str(path[-1]).endswith('strides')
+            and value
+            and not {'backbone', 'neck'} & {*path}
+        ):
+            raise ConfigError(
+                f'{dotted(owner + path)} is {value}, but the maps at strides {old} would be at {new}: boxes would '
+                'be misplaced. Leave output_stride as the old backbone has it'
+            )
 
 
 def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old, frozen):
     """U-Net is encoder and decoder in one. In its place the head reads all of ConvNeXt's maps, resized and concatenated."""
     parts, dims = at(edits.cfg, owner), list(get_architecture(arch).dims)
     if not isinstance(parts.get('decode_head'), dict) or parts.get('neck'):
-        raise ConfigError(f'{parts["backbone"]["type"]} emits its maps from deep to shallow; only a single decode_head '
-                          'without a neck can be given ConvNeXt\'s instead')
+        raise ConfigError(
+            f'{parts["backbone"]["type"]} emits its maps from deep to shallow; only a single decode_head '
+            "without a neck can be given ConvNeXt's instead"
+        )
     edits.adapters.append('decoder of the backbone replaced by concatenated maps')
     stages, deep, why = list(range(4)), 2, 'the old backbone had a decoder; ConvNeXt has not'
     output_stride = output_stride or STRIDES[-1]
     _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, frozen)
-    for key, value in dict(in_channels=dims, in_index=stages, input_transform='resize_concat').items():
-        edits.set(owner + ('decode_head', key), value, f'{why}: the maps are resized to the first and concatenated')
+    for key, value in dict(
+        in_channels=dims, in_index=stages, input_transform='resize_concat'
+    ).items():
+        edits.set(
+            owner + ('decode_head', key),
+            value,
+            f'{why}: the maps are resized to the first and concatenated',
+        )
     auxiliary = parts.get('auxiliary_head') or []
     for i in range(len(auxiliary)) if isinstance(auxiliary, list) else [None]:
         path = owner + ('auxiliary_head',) + (() if i is None else (i,))
         for key, value in dict(in_channels=dims[deep], in_index=deep).items():
-            edits.set(path + (key,), value, f'{why}: the auxiliary head reads stage {deep}, as in the official recipes')
-    edits.warnings.append(f'heads read maps at strides {[one.stride for one in old]} and read maps at strides '
-                          f'{[min(stride, output_stride) for stride in STRIDES]}: their output is coarser')
+            edits.set(
+                path + (key,),
+                value,
+                f'{why}: the auxiliary head reads stage {deep}, as in the official recipes',
+            )
+    edits.warnings.append(
+        f'heads read maps at strides {[one.stride for one in old]} and read maps at strides '
+        f'{[min(stride, output_stride) for stride in STRIDES]}: their output is coarser'
+    )
 
 
 def _fed(parts) -> List[str]:
@@ -243,23 +338,33 @@ def _used(edits, owner, neck, old) -> Tuple[List[int], Optional[List[Map]]]:
     every = list(range(len(old)))
     if not neck:
         parts = at(edits.cfg, owner)
-        found = {key: [i for binding in bindings(parts[key], (key,), old) for i in binding.indices]
-                 for key in _fed(parts)}
+        found = {
+            key: [i for binding in bindings(parts[key], (key,), old) for i in binding.indices]
+            for key in _fed(parts)
+        }
         # A head whose widths are not recognised may read any map.
-        if any('in_channels' in parts[key] and not found[key] for key in found if isinstance(parts[key], dict)):
+        if any(
+            'in_channels' in parts[key] and not found[key]
+            for key in found
+            if isinstance(parts[key], dict)
+        ):
             return every, None
         return sorted({i for indices in found.values() for i in indices}) or every, None
     try:
         outputs, used = measure_neck(neck, old)
     except ConfigError as error:
-        edits.warnings.append(f'{error}. What it reads and emits is taken to be all maps, as wide as before')
+        edits.warnings.append(
+            f'{error}. What it reads and emits is taken to be all maps, as wide as before'
+        )
         return every, None
     read = [i for i in every if used[i]] or every
-    read = every[read[0]:read[-1] + 1]
+    read = every[read[0] : read[-1] + 1]
     # Can it do without the others? NAS-FCOS's neck looks at the sizes of maps that it does not read.
     trial, kept = Edits(Config(dict(neck=copy.deepcopy(neck)))), [old[i] for i in read]
     path = ('neck', 0) if isinstance(neck, list) else ('neck',)
-    _rewire(trial, at(trial.cfg, path), path, old, kept, {i: k for k, i in enumerate(read)}, neck=True)
+    _rewire(
+        trial, at(trial.cfg, path), path, old, kept, {i: k for k, i in enumerate(read)}, neck=True
+    )
     _shift_levels(trial, path, read[0])
     try:
         same = measure_neck(trial.cfg.neck, kept)[0] == outputs
@@ -273,8 +378,11 @@ def _shift_levels(edits, path, dropped):
     neck = at(edits.cfg, path)
     for key in ('start_level', 'end_level'):
         if dropped and neck.get(key, 0) > 0:
-            edits.set(path + (key,), neck[key] - dropped,
-                      'counts from the first map that is emitted; a map that is not used would have a norm without gradient')
+            edits.set(
+                path + (key,),
+                neck[key] - dropped,
+                'counts from the first map that is emitted; a map that is not used would have a norm without gradient',
+            )
 
 
 def _rewire(edits, part, path, old, new, index, neck=False):
@@ -284,12 +392,16 @@ def _rewire(edits, part, path, old, new, index, neck=False):
         if isinstance(value, int):
             edits.set(key_path, widths[0], 'width of the map that it is given')
         else:
-            edits.set(key_path, type(value)(widths + list(tail)), 'widths of the maps that it is given')
+            edits.set(
+                key_path, type(value)(widths + list(tail)), 'widths of the maps that it is given'
+            )
         if index_path:
             chosen, places = at(edits.cfg, index_path), [index[i] for i in indices]
             if isinstance(chosen, int):
                 places = places[0] - len(new) if chosen < 0 else places[0]
-            edits.set(index_path, type(chosen)(places), 'place of the map among those that are emitted')
+            edits.set(
+                index_path, type(chosen)(places), 'place of the map among those that are emitted'
+            )
 
 
 def _drop_shared_head(edits, owner, old, new):
@@ -298,7 +410,11 @@ def _drop_shared_head(edits, owner, old, new):
     head, side = at(edits.cfg, path), 16
     with torch.no_grad():
         output = build(head, 'meta')(torch.zeros(1, old[0].channels, side, side, device='meta'))
-    edits.set(path, None, f'it was the last stage of the old backbone; ConvNeXt runs its own on the image, at stride {new[0].stride}')
+    edits.set(
+        path,
+        None,
+        f'it was the last stage of the old backbone; ConvNeXt runs its own on the image, at stride {new[0].stride}',
+    )
     edits.adapters.append('shared head removed')
     deep = [Map(output.shape[1], 0)]
     parts = at(edits.cfg, owner + ('roi_head',))
@@ -307,8 +423,11 @@ def _drop_shared_head(edits, owner, old, new):
             _rewire(edits, part, owner + ('roi_head', key), deep, new, {0: 0})
         layer = part.get('roi_layer') if isinstance(part, dict) else None
         if layer and isinstance(layer.get('output_size'), int):
-            edits.set(owner + ('roi_head', key, 'roi_layer', 'output_size'), layer['output_size'] * output.shape[2] // side,
-                      'the size that the shared head left')
+            edits.set(
+                owner + ('roi_head', key, 'roi_layer', 'output_size'),
+                layer['output_size'] * output.shape[2] // side,
+                'the size that the shared head left',
+            )
 
 
 def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, frozen):
@@ -330,14 +449,18 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, frozen)
             new['frozen_stages'] = len(STRIDES)
         left = [key for key in METHODS if old.get(key)]
         if left:
-            edits.warnings.append(f'{", ".join(left)} were layers within {old["type"]}: they are gone with it')
+            edits.warnings.append(
+                f'{", ".join(left)} were layers within {old["type"]}: they are gone with it'
+            )
     if tuple(stages) != (0, 1, 2, 3):
         new['out_indices'] = tuple(stages)
     if output_stride != STRIDES[-1]:
         new['output_stride'] = output_stride
         edits.adapters.append(f'output_stride={output_stride}')
-        edits.warnings.append(f'the deepest map stays at stride {output_stride}, where the last stages cost more than at 32: '
-                              '--output-stride 32 is the ordinary ConvNeXt')
+        edits.warnings.append(
+            f'the deepest map stays at stride {output_stride}, where the last stages cost more than at 32: '
+            '--output-stride 32 is the ordinary ConvNeXt'
+        )
     if checkpoint:
         new['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
     why = 'this drop path is for short schedules, the official recipes have more'
@@ -346,5 +469,7 @@ def _set_backbone(edits, owner, arch, checkpoint, stages, output_stride, frozen)
     edits.set(owner + ('backbone',), new, why)
     if not checkpoint:
         frozen = ', and is frozen' if new.get('frozen_stages') == len(STRIDES) else ''
-        edits.warnings.append(f'the backbone starts from random weights{frozen}, and images keep their normalisation: name '
-                              'pretrained weights with checkpoint')
+        edits.warnings.append(
+            f'the backbone starts from random weights{frozen}, and images keep their normalisation: name '
+            'pretrained weights with checkpoint'
+        )

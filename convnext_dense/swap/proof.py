@@ -1,4 +1,5 @@
 """A swapped config is built at full size, and trained for one step with one block a stage."""
+
 import copy
 import logging
 import re
@@ -24,7 +25,9 @@ from .planning import Swap
 
 # Height and width of the image, pixels: the first that a model can do with. Pedestrians are higher than wide.
 SIZES = (128, 128), (256, 128), (320, 320), (512, 512)
-TOO_SMALL = re.compile('greater than actual input|too small|smaller than kernel|index k out of range')
+TOO_SMALL = re.compile(
+    'greater than actual input|too small|smaller than kernel|index k out of range'
+)
 
 
 class Proof(NamedTuple):
@@ -49,18 +52,33 @@ def prove(swap: Swap) -> Proof:
 
 def _prove(swap, owner):
     model = copy.deepcopy(at(swap.cfg, owner))
-    if len(owner) > 1 and 'data_preprocessor' not in model:  # it takes its images from that of the model around it
+    if (
+        len(owner) > 1 and 'data_preprocessor' not in model
+    ):  # it takes its images from that of the model around it
         model['data_preprocessor'] = dict(type='DetDataPreprocessor')
     try:
         backbone = build(model, 'meta').backbone
         backbone(torch.zeros(2, backbone.in_channels, *SIZES[0], device='meta'))
     except Exception as error:
-        raise ConfigError(f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}') from error
+        raise ConfigError(
+            f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}'
+        ) from error
     checkpoint = (model.backbone.get('init_cfg') or {}).get('checkpoint')  # of ours, so not a list
     if checkpoint and Path(checkpoint).is_file():
-        load_weights(ConvNeXt(**{key: value for key, value in model.backbone.items() if key not in ('type', 'init_cfg')}), checkpoint)
+        load_weights(
+            ConvNeXt(
+                **{
+                    key: value
+                    for key, value in model.backbone.items()
+                    if key not in ('type', 'init_cfg')
+                }
+            ),
+            checkpoint,
+        )
     arch = get_architecture(model.backbone.arch)
-    model.backbone.update(arch=dict(arch._asdict(), depths=(1, 1, 1, 1)), drop_path_rate=0., frozen_stages=-1)
+    model.backbone.update(
+        arch=dict(arch._asdict(), depths=(1, 1, 1, 1)), drop_path_rate=0.0, frozen_stages=-1
+    )
     try:
         return run_step(model)
     except Exception as error:
@@ -84,29 +102,52 @@ def run_step(cfg) -> Proof:
             loss = run(model, size)
             loss.backward()
         except Exception as error:
-            reasons.append(f'{step} at {size[0]} x {size[1]} pixels: {type(error).__name__}: {error}')
+            reasons.append(
+                f'{step} at {size[0]} x {size[1]} pixels: {type(error).__name__}: {error}'
+            )
             continue
         stem = next(model.backbone.parameters()).grad
-        if stem is None or not stem.isfinite().all() or not stem.abs().sum() > 0 or not loss.isfinite():
-            reasons.append(f'a {step} at {size[0]} x {size[1]} pixels of {float(loss.detach()):.3g}, which does not reach the stem')
+        if (
+            stem is None
+            or not stem.isfinite().all()
+            or not stem.abs().sum() > 0
+            or not loss.isfinite()
+        ):
+            reasons.append(
+                f'a {step} at {size[0]} x {size[1]} pixels of {float(loss.detach()):.3g}, which does not reach the stem'
+            )
             continue
-        return Proof(step, float(loss.detach()), [name for name, p in model.backbone.named_parameters() if p.grad is None])
+        return Proof(
+            step,
+            float(loss.detach()),
+            [name for name, p in model.backbone.named_parameters() if p.grad is None],
+        )
     raise ConfigError('\n  '.join(['nothing of it runs:', *dict.fromkeys(reasons)]))
 
 
 def _attempts(model):
     """What is run, the first that works counts: not every loss takes masks, and SSD's levels need a larger image."""
-    losses = [_segmentation_loss] if hasattr(model, 'decode_head') else [
-        _detection_loss, partial(_detection_loss, with_mask=False), _video_loss]
+    losses = (
+        [_segmentation_loss]
+        if hasattr(model, 'decode_head')
+        else [_detection_loss, partial(_detection_loss, with_mask=False), _video_loss]
+    )
     yield from (('loss', loss, size) for size in SIZES for loss in losses)
     yield from (('forward', _forward, size) for size in SIZES)
 
 
 def _detection_loss(model, size, with_mask=True):
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals
-    texts = dict(texts=['a . b .'] * 2, custom_entities=True) if hasattr(model, 'language_model') else {}
+
+    texts = (
+        dict(texts=['a . b .'] * 2, custom_entities=True)
+        if hasattr(model, 'language_model')
+        else {}
+    )
     shapes = [(getattr(model.backbone, 'in_channels', 3), *size)] * 2
-    batch = demo_mm_inputs(2, shapes, num_items=[2, 2], num_classes=2, with_mask=with_mask, with_semantic=True, **texts)
+    batch = demo_mm_inputs(
+        2, shapes, num_items=[2, 2], num_classes=2, with_mask=with_mask, with_semantic=True, **texts
+    )
     for sample, proposals in zip(batch['data_samples'], demo_mm_proposals(shapes, 20)):
         sample.gt_instances.labels.zero_()
         sample.proposals = proposals  # for Fast R-CNN, which has no RPN
@@ -116,16 +157,22 @@ def _detection_loss(model, size, with_mask=True):
 def _segmentation_loss(model, size):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
+
     labels = (torch.arange(size[0] * size[1]) % 2).reshape(1, *size)
     shape = dict(img_shape=size, ori_shape=size, pad_shape=size)
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=labels.clone()), metainfo=shape) for _ in range(2)]
-    images = torch.randint(0, 256, (2, getattr(model.backbone, 'in_channels', 3), *size), dtype=torch.uint8)
+    samples = [
+        SegDataSample(gt_sem_seg=PixelData(data=labels.clone()), metainfo=shape) for _ in range(2)
+    ]
+    images = torch.randint(
+        0, 256, (2, getattr(model.backbone, 'in_channels', 3), *size), dtype=torch.uint8
+    )
     batch = model.data_preprocessor(dict(inputs=list(images), data_samples=samples), True)
     return _total(model(batch['inputs'], batch['data_samples'], mode='loss'))
 
 
 def _video_loss(model, size):
     from mmdet.testing import demo_track_inputs
+
     batch = demo_track_inputs(1, 2, image_shapes=(3, *size), num_classes=2, with_mask=True)
     for sample in batch['data_samples']:
         for frame in sample:
@@ -148,10 +195,10 @@ def _total(losses):
 
 def _sum(outputs):
     if isinstance(outputs, torch.Tensor):
-        return outputs.float().square().mean() if outputs.is_floating_point() else 0.
+        return outputs.float().square().mean() if outputs.is_floating_point() else 0.0
     if isinstance(outputs, dict):
         outputs = tuple(outputs.values())
-    return sum(_sum(output) for output in outputs) if isinstance(outputs, (list, tuple)) else 0.
+    return sum(_sum(output) for output in outputs) if isinstance(outputs, (list, tuple)) else 0.0
 
 
 @contextmanager

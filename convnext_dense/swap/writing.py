@@ -1,4 +1,5 @@
 """The swap as a text config that inherits the old one and states what changed."""
+
 import math
 import os
 from keyword import iskeyword
@@ -24,8 +25,14 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
     """
     relative = os.path.relpath(source.resolve(), out.parent.resolve())
     bases = [name] if '::' in name else []
-    bases += [relative if not relative.startswith(os.pardir * 3) and '::' not in name else str(source.resolve())]
-    text = '\n\n'.join(f'{key} = {_text(value, 0, len(key) + 3)}' for key, value in overlay(swap).items())
+    bases += [
+        relative
+        if not relative.startswith(os.pardir * 3) and '::' not in name
+        else str(source.resolve())
+    ]
+    text = '\n\n'.join(
+        f'{key} = {_text(value, 0, len(key) + 3)}' for key, value in overlay(swap).items()
+    )
     before = out.read_text(encoding='utf-8') if out.exists() else None
     for base in bases:
         out.write_text(f'# {command}\n_base_ = [{base!r}]\n\n{text}\n', encoding='utf-8')
@@ -34,7 +41,11 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
         except ConfigError as error:
             reason = error
             continue
-        wrong = [key for key in {*written, *swap.cfg} if _comparable(written.get(key)) != _comparable(swap.cfg.get(key))]
+        wrong = [
+            key
+            for key in {*written, *swap.cfg}
+            if _comparable(written.get(key)) != _comparable(swap.cfg.get(key))
+        ]
         if not wrong:
             return base
         reason = f'{", ".join(wrong)} came out otherwise'
@@ -51,7 +62,7 @@ def overlay(swap: Swap) -> dict:
     for path, old, _, _ in swap.changes:
         node = tree
         for depth, key in enumerate(path):
-            here = at(swap.cfg, path[:depth + 1])
+            here = at(swap.cfg, path[: depth + 1])
             if depth == len(path) - 1 or isinstance(here, (list, tuple)):
                 replaced = isinstance(here, dict) and not isinstance(old, Absent)
                 node[key] = dict(_delete_=True, **_dict(here)) if replaced else _dict(here)
@@ -66,7 +77,9 @@ def _dict(value):
     """In plain dicts."""
     if isinstance(value, dict):
         return {key: _dict(inner) for key, inner in value.items()}
-    return type(value)(_dict(inner) for inner in value) if isinstance(value, (list, tuple)) else value
+    return (
+        type(value)(_dict(inner) for inner in value) if isinstance(value, (list, tuple)) else value
+    )
 
 
 def _comparable(value):
@@ -80,7 +93,9 @@ def _comparable(value):
 
 def _text(value, indent, used=0) -> str:
     """As people write configs: on one line where it fits, else a key a line."""
-    if isinstance(value, dict) and all(isinstance(key, str) and key.isidentifier() and not iskeyword(key) for key in value):
+    if isinstance(value, dict) and all(
+        isinstance(key, str) and key.isidentifier() and not iskeyword(key) for key in value
+    ):
         items = [(f'{key}=', inner) for key, inner in value.items()]
         left, right = 'dict(', ')'
     elif isinstance(value, dict):
@@ -88,7 +103,9 @@ def _text(value, indent, used=0) -> str:
         left, right = '{', '}'
     elif isinstance(value, (list, tuple)):
         items = [('', inner) for inner in value]
-        left, right = ('[', ']') if isinstance(value, list) else ('(', ',)' if len(value) == 1 else ')')
+        left, right = (
+            ('[', ']') if isinstance(value, list) else ('(', ',)' if len(value) == 1 else ')')
+        )
     else:
         finite = not isinstance(value, float) or math.isfinite(value)
         return repr(value) if finite else f"float('{value}')"
@@ -96,5 +113,7 @@ def _text(value, indent, used=0) -> str:
     if indent + used + len(short) < WIDTH:
         return short
     inner_indent = indent + 4
-    lines = [' ' * inner_indent + key + _text(inner, inner_indent, len(key)) for key, inner in items]
+    lines = [
+        ' ' * inner_indent + key + _text(inner, inner_indent, len(key)) for key, inner in items
+    ]
     return left + '\n' + ',\n'.join(lines) + right

@@ -4,6 +4,7 @@ In a name, ``{i}`` is the stage from 0, ``{up}`` the stage from 1, ``{even}`` an
 is the block, ``{n}`` and ``{m}`` are numbers that both sides share. ``.weight`` and ``.bias`` may follow.
 Ours are the official names, so that official files need no renaming.
 """
+
 import re
 from functools import lru_cache
 from typing import Callable, Dict, Mapping, NamedTuple, Optional, Pattern, Tuple
@@ -13,12 +14,18 @@ from torch import Tensor
 from ..architectures import Architecture
 from ..errors import WeightsError
 
-FINAL_NORM, HEAD, PROJECTOR = "classifier's final norm", "classifier's head", "distillation's projector"
+FINAL_NORM, HEAD, PROJECTOR = (
+    "classifier's final norm",
+    "classifier's head",
+    "distillation's projector",
+)
 
 
 class Reshape(NamedTuple):
     to_ours: Callable[[Tensor], Tensor]  # leaves alone what has not the layout's form
-    to_theirs: Optional[Callable[[Tensor, int], Tensor]] = None  # is also given the width of the stem
+    to_theirs: Optional[Callable[[Tensor, int], Tensor]] = (
+        None  # is also given the width of the stem
+    )
 
 
 class Layout(NamedTuple):
@@ -43,7 +50,7 @@ def _linear(value):
 
 def _dense_kernel(value):
     """Sparse (k*k, in, out), depthwise (k*k, C), to dense (out, in, k, k). The sparse order runs down the columns."""
-    side = round(value.shape[0]**.5) if value.dim() in (2, 3) else 0
+    side = round(value.shape[0] ** 0.5) if value.dim() in (2, 3) else 0
     if not side or side**2 != value.shape[0]:
         return value
     value = value.permute(2, 1, 0) if value.dim() == 3 else value.permute(1, 0)[:, None]
@@ -51,20 +58,39 @@ def _dense_kernel(value):
 
 
 # timm's atto, femto, pico and nano, V1 and V2, store the two linear layers as 1x1 convolutions.
-LINEAR_OR_CONV = Reshape(_linear, lambda value, width: value[:, :, None, None] if width in (40, 48, 64, 80) else value)
+LINEAR_OR_CONV = Reshape(
+    _linear, lambda value, width: value[:, :, None, None] if width in (40, 48, 64, 80) else value
+)
 GRN_4D = Reshape(_flat, lambda value, width: value[None, None, None])
 
 OFFICIAL = Layout(
     'official',
-    {name: name for name in (
-        'downsample_layers.{i}.{n}', 'stages.{i}.{j}.dwconv', 'stages.{i}.{j}.norm', 'stages.{i}.{j}.pwconv{m}',
-        'stages.{i}.{j}.grn.gamma', 'stages.{i}.{j}.grn.beta', 'stages.{i}.{j}.gamma', 'norm{i}', 'norm', 'head')},
-    reshape={'.grn.gamma': GRN_4D, '.grn.beta': GRN_4D},  # FCMAE files: (1, C); ours and mmpretrain's: (C,)
+    {
+        name: name
+        for name in (
+            'downsample_layers.{i}.{n}',
+            'stages.{i}.{j}.dwconv',
+            'stages.{i}.{j}.norm',
+            'stages.{i}.{j}.pwconv{m}',
+            'stages.{i}.{j}.grn.gamma',
+            'stages.{i}.{j}.grn.beta',
+            'stages.{i}.{j}.gamma',
+            'norm{i}',
+            'norm',
+            'head',
+        )
+    },
+    reshape={
+        '.grn.gamma': GRN_4D,
+        '.grn.beta': GRN_4D,
+    },  # FCMAE files: (1, C); ours and mmpretrain's: (C,)
     dropped={'norms.': FINAL_NORM, 'projectors.': PROJECTOR},  # the DINOv3 and EUPE originals
-    wrapper='model')
+    wrapper='model',
+)
 
 SPARSE = Layout(
-    'official, sparse (FCMAE)', {
+    'official, sparse (FCMAE)',
+    {
         'downsample_layers.0.{n}': 'downsample_layers.0.{n}',
         'downsample_layers.{i}.0': 'downsample_layers.{i}.0.ln',
         'downsample_layers.{i}.1.weight': 'downsample_layers.{i}.1.kernel',
@@ -76,11 +102,18 @@ SPARSE = Layout(
         'stages.{i}.{j}.grn.gamma': 'stages.{i}.{j}.grn.gamma',
         'stages.{i}.{j}.grn.beta': 'stages.{i}.{j}.grn.beta',
     },
-    reshape={'.grn.gamma': Reshape(_flat), '.grn.beta': Reshape(_flat), '.bias': Reshape(_flat),
-             '.dwconv.weight': Reshape(_dense_kernel), '.1.weight': Reshape(_dense_kernel)})
+    reshape={
+        '.grn.gamma': Reshape(_flat),
+        '.grn.beta': Reshape(_flat),
+        '.bias': Reshape(_flat),
+        '.dwconv.weight': Reshape(_dense_kernel),
+        '.1.weight': Reshape(_dense_kernel),
+    },
+)
 
 TIMM = Layout(
-    'timm', {
+    'timm',
+    {
         'downsample_layers.0.{n}': 'stem.{n}',
         'downsample_layers.{i}.{n}': 'stages.{i}.downsample.{n}',
         'stages.{i}.{j}.dwconv': 'stages.{i}.blocks.{j}.conv_dw',
@@ -94,14 +127,19 @@ TIMM = Layout(
         'head': 'head.fc',
     },
     reshape={'.pwconv1.weight': LINEAR_OR_CONV, '.pwconv2.weight': LINEAR_OR_CONV},
-    dropped={'norm_pre.': FINAL_NORM, 'head.': HEAD})
+    dropped={'norm_pre.': FINAL_NORM, 'head.': HEAD},
+)
 
 TIMM_FEATURES = TIMM._replace(
     name='timm, features_only',
-    table={ours: re.sub(r'^(stem|stages)\.', r'\1_', theirs) for ours, theirs in TIMM.table.items()})
+    table={
+        ours: re.sub(r'^(stem|stages)\.', r'\1_', theirs) for ours, theirs in TIMM.table.items()
+    },
+)
 
 TORCHVISION = Layout(
-    'torchvision', {
+    'torchvision',
+    {
         'downsample_layers.{i}.{n}': 'features.{even}.{n}',
         'stages.{i}.{j}.dwconv': 'features.{odd}.{j}.block.0',
         'stages.{i}.{j}.norm': 'features.{odd}.{j}.block.2',
@@ -112,10 +150,12 @@ TORCHVISION = Layout(
         'norm': 'classifier.0',
         'head': 'classifier.2',
     },
-    reshape={'.gamma': Reshape(_channels_first, lambda value, width: value[:, None, None])})
+    reshape={'.gamma': Reshape(_channels_first, lambda value, width: value[:, None, None])},
+)
 
 TRANSFORMERS = Layout(
-    'transformers', {
+    'transformers',
+    {
         'downsample_layers.0.0': 'embeddings.patch_embeddings',
         'downsample_layers.0.1': 'embeddings.layernorm',
         'downsample_layers.{i}.{n}': 'encoder.stages.{i}.downsampling_layer.{n}',
@@ -129,10 +169,12 @@ TRANSFORMERS = Layout(
         'norm': 'layernorm',
     },
     reshape={'.grn.gamma': GRN_4D, '.grn.beta': GRN_4D},
-    dropped={'hidden_states_norms.stem.': "norm of the stem's map, which is not emitted"})
+    dropped={'hidden_states_norms.stem.': "norm of the stem's map, which is not emitted"},
+)
 
 TRANSFORMERS_DINOV3 = Layout(
-    'transformers, DINOv3', {
+    'transformers, DINOv3',
+    {
         'downsample_layers.{i}.{n}': 'stages.{i}.downsample_layers.{n}',
         'stages.{i}.{j}.dwconv': 'stages.{i}.layers.{j}.depthwise_conv',
         'stages.{i}.{j}.norm': 'stages.{i}.layers.{j}.layer_norm',
@@ -140,10 +182,12 @@ TRANSFORMERS_DINOV3 = Layout(
         'stages.{i}.{j}.gamma': 'stages.{i}.layers.{j}.gamma',
         'norm{i}': 'norm{i}',  # as for timm
         'norm': 'layer_norm',
-    })
+    },
+)
 
 MMPRETRAIN = Layout(
-    'mmpretrain', {
+    'mmpretrain',
+    {
         'downsample_layers.{i}.{n}': 'downsample_layers.{i}.{n}',
         'stages.{i}.{j}.dwconv': 'stages.{i}.{j}.depthwise_conv',
         'stages.{i}.{j}.norm': 'stages.{i}.{j}.norm',
@@ -154,9 +198,19 @@ MMPRETRAIN = Layout(
         'norm{i}': 'norm{i}',
     },
     reshape={'.pwconv1.weight': Reshape(_linear), '.pwconv2.weight': Reshape(_linear)},
-    wrapper='state_dict')
+    wrapper='state_dict',
+)
 
-LAYOUTS = (OFFICIAL, SPARSE, TIMM, TIMM_FEATURES, TORCHVISION, TRANSFORMERS, TRANSFORMERS_DINOV3, MMPRETRAIN)
+LAYOUTS = (
+    OFFICIAL,
+    SPARSE,
+    TIMM,
+    TIMM_FEATURES,
+    TORCHVISION,
+    TRANSFORMERS,
+    TRANSFORMERS_DINOV3,
+    MMPRETRAIN,
+)
 
 
 class Renamed(NamedTuple):
@@ -180,10 +234,12 @@ def to_ours(tensors: Mapping[str, Tensor], where: str) -> Renamed:
         if not full_name.startswith(prefix):
             dropped[full_name] = f'outside of {prefix[:-1]}'
             continue
-        name = full_name[len(prefix):]
+        name = full_name[len(prefix) :]
         ours = translate(name, layout, reverse=True)
         if ours is None:
-            reason = next((why for start, why in layout.dropped.items() if name.startswith(start)), None)
+            reason = next(
+                (why for start, why in layout.dropped.items() if name.startswith(start)), None
+            )
             if reason:
                 dropped[full_name] = reason
             else:
@@ -195,7 +251,9 @@ def to_ours(tensors: Mapping[str, Tensor], where: str) -> Renamed:
     return Renamed(layout, prefix, renamed, names, dropped, tuple(unknown))
 
 
-def to_theirs(tensors: Mapping[str, Tensor], layout: Layout) -> Tuple[Dict[str, Tensor], Tuple[str, ...]]:
+def to_theirs(
+    tensors: Mapping[str, Tensor], layout: Layout
+) -> Tuple[Dict[str, Tensor], Tuple[str, ...]]:
     """A backbone under our names -> under ``layout``'s, and the names that it has no place for."""
     width = tensors['downsample_layers.0.0.weight'].shape[0]
     renamed, without_place = {}, []
@@ -222,8 +280,12 @@ def translate(name: str, layout: Layout, reverse: bool = False) -> Optional[str]
         match = _pattern(source).fullmatch(name)
         if match:
             fields = {key: int(value) for key, value in match.groupdict().items() if key != 'leaf'}
-            stage = fields.get('i', fields.get('up', 0) - 1 if 'up' in fields else
-                               fields.get('even', fields.get('odd', 0)) // 2)
+            stage = fields.get(
+                'i',
+                fields.get('up', 0) - 1
+                if 'up' in fields
+                else fields.get('even', fields.get('odd', 0)) // 2,
+            )
             fields |= dict(i=stage, up=stage + 1, even=2 * stage, odd=2 * stage + 1)
             translated = target.format(**fields) + (match['leaf'] or '')
             return translated if not reverse or translate(translated, layout) == name else None
@@ -243,11 +305,15 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> Optional[Architecture]:
         match = re.match(r'stages\.([0-3])\.(\d+)\.', name)
         if match:
             blocks[int(match[1])].add(int(match[2]))
-    dims = [tuple(tensors[name].shape)[:1] for name in (f'stages.{i}.0.dwconv.weight' for i in range(4)) if name in tensors]
+    dims = [
+        tuple(tensors[name].shape)[:1]
+        for name in (f'stages.{i}.0.dwconv.weight' for i in range(4))
+        if name in tensors
+    ]
     if not all(blocks) or len(dims) < 4 or not all(dims):
         return None
     generation = 2 if any('.grn.' in name for name in tensors) else 1
-    return Architecture(tuple(map(len, blocks)), tuple(dim for dim, in dims), generation)
+    return Architecture(tuple(map(len, blocks)), tuple(dim for (dim,) in dims), generation)
 
 
 def _recognise(tensors: Mapping[str, Tensor], where: str) -> Tuple[Layout, str]:
@@ -255,15 +321,24 @@ def _recognise(tensors: Mapping[str, Tensor], where: str) -> Tuple[Layout, str]:
     found = []
     for layout in LAYOUTS:
         first = translate('stages.0.0.dwconv.weight', layout)
-        found += [(layout, name[:-len(first)]) for name in tensors
-                  if name == first or name.endswith(f'.{first}')]
+        found += [
+            (layout, name[: -len(first)])
+            for name in tensors
+            if name == first or name.endswith(f'.{first}')
+        ]
     if len(found) == 1:
         return found[0]
     if found:
-        places = ', '.join(f'{prefix or "the top level"} ({layout.name})' for layout, prefix in found[:4])
-        raise WeightsError(f'{where} holds more than one ConvNeXt: {places}. Pass the one that is meant as a state dict')
-    raise WeightsError(f'{where} holds no ConvNeXt in a layout that is known ({", ".join(x.name for x in LAYOUTS)}). Is '
-                       f'it a model with another backbone? Its first names: {", ".join(list(tensors)[:3]) or "none"}')
+        places = ', '.join(
+            f'{prefix or "the top level"} ({layout.name})' for layout, prefix in found[:4]
+        )
+        raise WeightsError(
+            f'{where} holds more than one ConvNeXt: {places}. Pass the one that is meant as a state dict'
+        )
+    raise WeightsError(
+        f'{where} holds no ConvNeXt in a layout that is known ({", ".join(x.name for x in LAYOUTS)}). Is '
+        f'it a model with another backbone? Its first names: {", ".join(list(tensors)[:3]) or "none"}'
+    )
 
 
 def _reshaped(name, value, layout):

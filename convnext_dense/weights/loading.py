@@ -1,4 +1,5 @@
 """Weights into a ConvNeXt: every tensor of the network and of the source accounted for, or nothing is changed."""
+
 import difflib
 import os
 import re
@@ -24,26 +25,43 @@ class LoadReport(NamedTuple):
     layout: str  # what the source was recognised as
     loaded: List[str]  # tensors of the network that were copied
     dropped: Dict[str, str]  # tensor of the source -> why it was left out
-    left_as_initialised: List[str]  # tensors of the network that the source does not have: output norms
-    changed: Dict[str, str] = {}  # tensor of the network -> what was done to the source's to make it fit
+    left_as_initialised: List[
+        str
+    ]  # tensors of the network that the source does not have: output norms
+    changed: Dict[
+        str, str
+    ] = {}  # tensor of the network -> what was done to the source's to make it fit
 
     def __str__(self):
         """One line."""
-        reasons = ', '.join(f'{why} ({count})' for why, count in counts(self.dropped.values())) or 'nothing'
-        left = ', '.join(sorted({name.rpartition('.')[0] for name in self.left_as_initialised})) or 'nothing'
+        reasons = (
+            ', '.join(f'{why} ({count})' for why, count in counts(self.dropped.values()))
+            or 'nothing'
+        )
+        left = (
+            ', '.join(sorted({name.rpartition('.')[0] for name in self.left_as_initialised}))
+            or 'nothing'
+        )
         changed = ''.join(f'; {name} {what}' for name, what in self.changed.items())
-        return (f'{self.layout}: {len(self.loaded)} tensors loaded{changed}; dropped: {reasons}; '
-                f'left as initialised: {left}')
+        return (
+            f'{self.layout}: {len(self.loaded)} tensors loaded{changed}; dropped: {reasons}; '
+            f'left as initialised: {left}'
+        )
 
     def details(self) -> str:
         """A line per tensor."""
-        rows = [f'loaded   {name}' + (f'  ({self.changed[name]})' if name in self.changed else '') for name in self.loaded]
+        rows = [
+            f'loaded   {name}' + (f'  ({self.changed[name]})' if name in self.changed else '')
+            for name in self.loaded
+        ]
         rows += [f'dropped  {name}  ({why})' for name, why in self.dropped.items()]
         rows += [f'left     {name}  (as initialised)' for name in self.left_as_initialised]
         return '\n'.join([str(self), *rows])
 
 
-def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]], inflate: str = 'mean') -> LoadReport:
+def load_weights(
+    net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]], inflate: str = 'mean'
+) -> LoadReport:
     """Copy weights into a ``ConvNeXt`` in place and account for every tensor on both sides.
 
     Args:
@@ -66,23 +84,30 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]],
     net = getattr(net, '_orig_mod', net)  # of torch.compile
     # Told by its architecture: the backbone imports this module, so its class cannot be asked for.
     if not isinstance(getattr(net, 'architecture', None), Architecture):
-        raise WeightsError('expected a convnext_dense.ConvNeXt, such as model.backbone, not a '
-                           f'{type(net).__module__}.{type(net).__name__}')
+        raise WeightsError(
+            'expected a convnext_dense.ConvNeXt, such as model.backbone, not a '
+            f'{type(net).__module__}.{type(net).__name__}'
+        )
     preset = presets.find(source)
     published = preset and get_architecture(presets.PRESETS[preset].arch)
     if published and not _same(published, net.architecture):
-        raise WeightsError(f'{preset} was not fetched: '
-                           + _other_architecture(published, net.architecture))
+        raise WeightsError(
+            f'{preset} was not fetched: ' + _other_architecture(published, net.architecture)
+        )
     tensors, where, _ = read(source)
     own = net.state_dict()
     values, report = match(net, tensors, where, inflate)
     if any(value.is_meta for value in (*own.values(), *values.values())):
-        raise WeightsError('weights cannot be loaded into or from the meta device: build the network on a real one')
+        raise WeightsError(
+            'weights cannot be loaded into or from the meta device: build the network on a real one'
+        )
     # Copies, in the network's own type: what is large for it is infinite, and the source may share memory with it.
     values = {name: value.detach().to(own[name], copy=True) for name, value in values.items()}
     broken = [name for name, value in values.items() if not torch.isfinite(value).all()]
     if broken:
-        raise WeightsError(f'{where} holds values that are not finite (NaN or infinite) in {own[broken[0]].dtype}: {few(broken)}')
+        raise WeightsError(
+            f'{where} holds values that are not finite (NaN or infinite) in {own[broken[0]].dtype}: {few(broken)}'
+        )
     with torch.no_grad():  # in place: the optimiser may hold the parameters already
         for name, value in values.items():
             own[name].copy_(value)
@@ -90,8 +115,12 @@ def load_weights(net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]],
     return report
 
 
-def match(net: nn.Module, tensors: Mapping[str, Tensor], where: str = 'a state dict',
-          inflate: str = 'mean') -> Tuple[Dict[str, Tensor], LoadReport]:
+def match(
+    net: nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: str = 'a state dict',
+    inflate: str = 'mean',
+) -> Tuple[Dict[str, Tensor], LoadReport]:
     """What ``load_weights`` would copy, by name, and its report. Names, types and shapes only, so also for meta tensors."""
     if inflate not in ('mean', 'zero'):
         raise WeightsError(f"inflate is 'mean' or 'zero', not {inflate!r}")
@@ -115,8 +144,14 @@ def match(net: nn.Module, tensors: Mapping[str, Tensor], where: str = 'a state d
         drop(norms, layouts.FINAL_NORM)
         norms = set()
     drop(sorted(norms - own_norms), 'output norm that this network does not have')
-    drop([name for name in given if STAGE.match(name) and int(STAGE.match(name)[1]) >= len(net.stages)],
-         'stage after the last that is emitted')
+    drop(
+        [
+            name
+            for name in given
+            if STAGE.match(name) and int(STAGE.match(name)[1]) >= len(net.stages)
+        ],
+        'stage after the last that is emitted',
+    )
 
     changed = {}
     if STEM in given and given[STEM].dim() == 4 and given[STEM].shape[1] == 3 != net.in_channels:
@@ -128,11 +163,14 @@ def match(net: nn.Module, tensors: Mapping[str, Tensor], where: str = 'a state d
     problems['missing'] = [name for name in problems['missing'] if name not in left]
     problems['unknown'] += source.unknown
     problems['not of a floating-point type'] = [
-        f'{name} ({value.dtype})' for name, value in given.items() if value.dtype not in FLOATS]
+        f'{name} ({value.dtype})' for name, value in given.items() if value.dtype not in FLOATS
+    ]
     label = source.layout.name + (f', backbone below {source.prefix!r}' if source.prefix else '')
     if any(problems.values()):
-        raise WeightsError(f'{where} ({label}) does not fit this ConvNeXt:\n{listing(problems)}\n'
-                           f'{_likely_cause(net, architecture, problems)}')
+        raise WeightsError(
+            f'{where} ({label}) does not fit this ConvNeXt:\n{listing(problems)}\n'
+            f'{_likely_cause(net, architecture, problems)}'
+        )
     return given, LoadReport(label, list(given), dropped, left, changed)
 
 
@@ -141,14 +179,19 @@ def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Dict[str,
     return {
         'missing': [name for name in own if name not in given],
         'unknown': [name for name in given if name not in own],
-        'of another shape': [f'{name} {tuple(given[name].shape)} where {tuple(own[name].shape)} is expected'
-                             for name in own if name in given and given[name].shape != own[name].shape],
+        'of another shape': [
+            f'{name} {tuple(given[name].shape)} where {tuple(own[name].shape)} is expected'
+            for name in own
+            if name in given and given[name].shape != own[name].shape
+        ],
     }
 
 
 def listing(problems: Mapping[str, List[str]]) -> str:
     """A line per kind of difference, with its first few tensors."""
-    return '\n'.join(f'  {len(names)} {kind}: {few(names)}' for kind, names in problems.items() if names)
+    return '\n'.join(
+        f'  {len(names)} {kind}: {few(names)}' for kind, names in problems.items() if names
+    )
 
 
 def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tensor], str, dict]:
@@ -156,8 +199,10 @@ def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tens
     if isinstance(source, Mapping):
         return reading.find_weights(dict(source), 'the state dict'), 'the state dict', {}
     if not isinstance(source, (str, Path)):
-        raise WeightsError('source is a path, a URL, a preset or a state dict (of a module: module.state_dict()), not a '
-                           f'{type(source).__name__}')
+        raise WeightsError(
+            'source is a path, a URL, a preset or a state dict (of a module: module.state_dict()), not a '
+            f'{type(source).__name__}'
+        )
     source, path = str(source), Path(source)
     where, source = source, presets.find(source) or source
     if source in presets.PRESETS:
@@ -167,8 +212,10 @@ def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tens
         path = presets.fetch(source)
     elif not os.path.exists(path):
         close = difflib.get_close_matches(source, presets.PRESETS)
-        raise WeightsError(f'no weights at {path.absolute()}: expected a path, a URL or a preset'
-                           + (f', such as {", ".join(close)}' if close else ''))
+        raise WeightsError(
+            f'no weights at {path.absolute()}: expected a path, a URL or a preset'
+            + (f', such as {", ".join(close)}' if close else '')
+        )
     tensors, classes = reading.read(path)
     return tensors, where, classes
 
@@ -178,11 +225,15 @@ def _inflated(stem: Tensor, bands: int, inflate: str) -> Tensor:
     if inflate == 'mean':
         return stem.mean(1, keepdim=True).repeat(1, bands, 1, 1) * (3 / bands)
     if bands < 3:
-        raise WeightsError(f"inflate='zero' keeps the 3 bands of the file and adds others; with {bands} it is 'mean'")
+        raise WeightsError(
+            f"inflate='zero' keeps the 3 bands of the file and adds others; with {bands} it is 'mean'"
+        )
     return torch.cat([stem, stem.new_zeros(len(stem), bands - 3, *stem.shape[2:])], 1)
 
 
-def _likely_cause(net: nn.Module, found: Optional[Architecture], problems: Mapping[str, List[str]]) -> str:
+def _likely_cause(
+    net: nn.Module, found: Optional[Architecture], problems: Mapping[str, List[str]]
+) -> str:
     if found and not _same(found, net.architecture):
         return _other_architecture(found, net.architecture)
     if any('stem.2.' in name or 'downsample_layers.0.2.' in name for name in problems['unknown']):
@@ -190,8 +241,10 @@ def _likely_cause(net: nn.Module, found: Optional[Architecture], problems: Mappi
     if 'downsample_layers.0.1.bias' in problems['missing']:
         return "The source has norms without bias (timm's zepto and _rms): it is another network."
     if any(OUTPUT_NORM.match(name) for name in problems['missing']):
-        return ('The source has norms for some of the maps that this network emits, and not for all: give out_indices '
-                'as it had, or delete its norm0 ... norm3 to start them afresh.')
+        return (
+            'The source has norms for some of the maps that this network emits, and not for all: give out_indices '
+            'as it had, or delete its norm0 ... norm3 to start them afresh.'
+        )
     return 'Was it changed, or is it from a modified ConvNeXt?'
 
 
@@ -201,8 +254,10 @@ def _same(a: Architecture, b: Architecture) -> bool:
 
 
 def _other_architecture(source: Architecture, network: Architecture) -> str:
-    return (f'The source is a ConvNeXt {describe(source)}, this network is {describe(network)}: '
-            'set arch, or take other weights.')
+    return (
+        f'The source is a ConvNeXt {describe(source)}, this network is {describe(network)}: '
+        'set arch, or take other weights.'
+    )
 
 
 def few(names: List[str]) -> str:

@@ -4,6 +4,7 @@ A .pth file is a pickle, which may call any function. Here it is read by an unpi
 tensors and plain containers and nothing else: every other class that the file names becomes an inert ``Placeholder``.
 ``torch.load`` is not used: besides weights it runs TorchScript, unpacks tar archives and writes patch files.
 """
+
 import pickle
 import struct
 import zipfile
@@ -16,18 +17,35 @@ from torch import Tensor
 from ..errors import WeightsError
 from .zipcheck import check_zip
 
-WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys under which training scripts keep the weights
-LEGACY = pickle.dumps(0x1950a86a20f9469cfc6c, protocol=2)  # how files of torch before 1.6 begin
+WRAPPERS = (
+    'state_dict',
+    'model',
+    'model_state_dict',
+)  # keys under which training scripts keep the weights
+LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # how files of torch before 1.6 begin
 DTYPES = {
-    f'torch.{name}Storage': dtype for name, dtype in (
-        ('Double', torch.float64), ('Float', torch.float32), ('Half', torch.float16), ('BFloat16', torch.bfloat16),
-        ('Long', torch.int64), ('Int', torch.int32), ('Short', torch.int16), ('Char', torch.int8), ('Byte', torch.uint8),
-        ('Bool', torch.bool), ('ComplexFloat', torch.complex64), ('ComplexDouble', torch.complex128))}
+    f'torch.{name}Storage': dtype
+    for name, dtype in (
+        ('Double', torch.float64),
+        ('Float', torch.float32),
+        ('Half', torch.float16),
+        ('BFloat16', torch.bfloat16),
+        ('Long', torch.int64),
+        ('Int', torch.int32),
+        ('Short', torch.int16),
+        ('Char', torch.int8),
+        ('Byte', torch.uint8),
+        ('Bool', torch.bool),
+        ('ComplexFloat', torch.complex64),
+        ('ComplexDouble', torch.complex128),
+    )
+}
 
 
 class _Inert:
     """Takes what a file calls it with or fills it with, and does nothing. Neither instances nor the classes themselves
     get attributes from a file, and all are hashed by identity: the hash of a structure may take for ever."""
+
     __slots__ = ()
 
     def __new__(cls, *args, **kwargs):
@@ -44,15 +62,19 @@ class _Inert:
 
 class Placeholder(_Inert):
     """Stands for any class or function that is not known here."""
+
     __slots__ = ()
     origin = 'an object'
 
 
 class _PlainDict(dict):
     """What an OrderedDict is read as."""
+
     __slots__ = ()
 
-    def __init__(self):  # torch fills it item by item; a copy of a large one costs a file next to nothing
+    def __init__(
+        self,
+    ):  # torch fills it item by item; a copy of a large one costs a file next to nothing
         pass
 
     def __setstate__(self, state=None):
@@ -72,6 +94,7 @@ class _Storage(_Inert):
 
 class _Tensor(_Inert):
     """A tensor of the file that has not been read yet: optimiser states never are."""
+
     __slots__ = ('storage', 'offset', 'shape', 'strides')
 
     def __init__(self, storage=None, offset=None, shape=None, strides=None, *rest):
@@ -81,9 +104,13 @@ class _Tensor(_Inert):
         """The tensor over its storage's elements. Raises ValueError where it does not fit them, or is not ``dense``:
         each element once, in whatever order."""
         numbers = (self.offset, *self.shape, *self.strides)
-        if len(self.shape) != len(self.strides) or not all(type(n) is int and n >= 0 for n in numbers):
+        if len(self.shape) != len(self.strides) or not all(
+            type(n) is int and n >= 0 for n in numbers
+        ):
             raise ValueError('a tensor has a shape that is none')
-        steps = sorted((stride, size) for stride, size in zip(self.strides, self.shape) if size != 1)
+        steps = sorted(
+            (stride, size) for stride, size in zip(self.strides, self.shape) if size != 1
+        )
         if 0 in self.shape:
             return elements.new_empty(self.shape)
         if self.offset + sum(stride * (size - 1) for stride, size in steps) >= len(elements):
@@ -91,13 +118,16 @@ class _Tensor(_Inert):
         expected = 1
         for stride, size in steps:
             if dense and stride != expected:
-                raise ValueError('a tensor is a view of a part of its data, or its strides are damaged')
+                raise ValueError(
+                    'a tensor is a view of a part of its data, or its strides are damaged'
+                )
             expected *= size
         return elements.as_strided(tuple(self.shape), tuple(self.strides), self.offset)
 
 
 class _Parameter(_Inert):
     """Gives the tensor that it is called with."""
+
     __slots__ = ()
 
     def __new__(cls, data=None, *rest):
@@ -109,7 +139,9 @@ class _Tuple(tuple):
     __hash__ = object.__hash__
 
 
-class _Unpickler(pickle._Unpickler):  # Python's: the C one allocates whatever memo index a damaged file names
+class _Unpickler(
+    pickle._Unpickler
+):  # Python's: the C one allocates whatever memo index a damaged file names
     dispatch = dict(pickle._Unpickler.dispatch)
     del dispatch[pickle.BYTEARRAY8[0]]  # likewise; torch.save never writes it
 
@@ -125,7 +157,9 @@ class _Unpickler(pickle._Unpickler):  # Python's: the C one allocates whatever m
 
     def find_class(self, module, name):
         if (module, name) not in self.known:
-            self.known[module, name] = type('Placeholder', (Placeholder,), dict(__slots__=(), origin=f'{module}.{name}'))
+            self.known[module, name] = type(
+                'Placeholder', (Placeholder,), dict(__slots__=(), origin=f'{module}.{name}')
+            )
         return self.known[module, name]
 
     def get_extension(self, code):
@@ -144,6 +178,7 @@ class _Unpickler(pickle._Unpickler):  # Python's: the C one allocates whatever m
         def load_tuple(self):
             load(self)
             self.stack[-1] = _Tuple(self.stack[-1])
+
         return load_tuple
 
     for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
@@ -161,7 +196,9 @@ def read(path: Path) -> Tuple[Dict[str, Tensor], dict]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise WeightsError(f'{path} cannot be read: it is no file; of a folder name the file in it, model.safetensors or so')
+            raise WeightsError(
+                f'{path} cannot be read: it is no file; of a folder name the file in it, model.safetensors or so'
+            )
         with open(path, 'rb') as file:
             head = file.read(200)
             if head.startswith(b'PK\x03\x04'):
@@ -172,7 +209,9 @@ def read(path: Path) -> Tuple[Dict[str, Tensor], dict]:
             return find_weights(_read_safetensors(path), str(path)), {}
         raise WeightsError(f'{path} is no file of weights: it is {_looks_like(head)}')
     except FileNotFoundError:
-        raise WeightsError(f'no weights at {path.absolute()}: expected a path, a URL or a preset') from None
+        raise WeightsError(
+            f'no weights at {path.absolute()}: expected a path, a URL or a preset'
+        ) from None
     except OSError as error:
         raise WeightsError(f'{path} cannot be read: {error}') from None
 
@@ -188,12 +227,18 @@ def find_weights(content: object, where: str) -> Dict[str, Tensor]:
         content = content[inside[0]]
     inside = f'{where}, under {".".join(path)},' if path else where
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
-        raise WeightsError(f'{inside} holds {_kind(content)}, expected a dict of names and tensors. Of a '
-                           'module that was saved whole save state_dict() instead')
-    others = [f'{name} ({_kind(value)})' for name, value in content.items() if not _is_plain_tensor(value)]
+        raise WeightsError(
+            f'{inside} holds {_kind(content)}, expected a dict of names and tensors. Of a '
+            'module that was saved whole save state_dict() instead'
+        )
+    others = [
+        f'{name} ({_kind(value)})' for name, value in content.items() if not _is_plain_tensor(value)
+    ]
     if others:
-        raise WeightsError(f'{inside} holds entries that are no tensors: {", ".join(others[:3])}. Weights are looked for '
-                           f'at the top level and under {", ".join(WRAPPERS)}')
+        raise WeightsError(
+            f'{inside} holds entries that are no tensors: {", ".join(others[:3])}. Weights are looked for '
+            f'at the top level and under {", ".join(WRAPPERS)}'
+        )
     return dict(content)
 
 
@@ -201,13 +246,19 @@ def _classes(content):
     """MMEngine keeps them in ``meta.dataset_meta``, its predecessors in capitals in ``meta``."""
     for key in ('meta', 'dataset_meta'):
         content = content.get(key, content) if isinstance(content, dict) else {}
-    found = {name.lower(): value for name, value in content.items()
-             if isinstance(name, str) and isinstance(value, (list, tuple))}
+    found = {
+        name.lower(): value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, (list, tuple))
+    }
     classes, palette = found.get('classes', ()), found.get('palette', ())
     plain = {}
     if classes and all(type(name) is str for name in classes):
         plain['classes'] = tuple(classes)
-    if palette and all(isinstance(row, (list, tuple)) and all(type(value) is int for value in row) for row in palette):
+    if palette and all(
+        isinstance(row, (list, tuple)) and all(type(value) is int for value in row)
+        for row in palette
+    ):
         plain['palette'] = [list(row) for row in palette]
     return plain
 
@@ -216,19 +267,25 @@ def _read_zip(path, file):
     try:
         with zipfile.ZipFile(file) as archive:
             if any(name.endswith('constants.pkl') for name in archive.namelist()):
-                raise WeightsError(f'{path} is a TorchScript program, which is not run here: save its state_dict')
+                raise WeightsError(
+                    f'{path} is a TorchScript program, which is not run here: save its state_dict'
+                )
             places = check_zip(file, archive)
             pickles = [name for name in places if name.rpartition('/')[2] == 'data.pkl']
             if len(pickles) != 1:
                 raise WeightsError(f'{path} is a zip archive, but not one of torch.save')
-            root = pickles[0][:-len('data.pkl')]
+            root = pickles[0][: -len('data.pkl')]
             if f'{root}byteorder' in places and archive.read(f'{root}byteorder') != b'little':
-                raise WeightsError(f'{path} was written on a big-endian machine; save it again on another')
+                raise WeightsError(
+                    f'{path} was written on a big-endian machine; save it again on another'
+                )
             with archive.open(pickles[0]) as pickled:
                 content = _Unpickler(pickled).load()
             weights = find_weights(content, str(path))
         # Sliced and expanded tensors are as good as others where a checksum vouches for their strides.
-        return _tensors(weights, file, lambda storage: places[f'{root}data/{storage.key}'], dense=False), _classes(content)
+        return _tensors(
+            weights, file, lambda storage: places[f'{root}data/{storage.key}'], dense=False
+        ), _classes(content)
     except (WeightsError, OSError):
         raise
     except Exception as error:  # there is no end to what damage turns instructions into
@@ -246,7 +303,7 @@ def _read_legacy(path, file):
         weights = find_weights(content, str(path))
         storages, places = unpicklers[3].storages, {}
         for key in keys:
-            numel, = struct.unpack('<q', file.read(8))
+            (numel,) = struct.unpack('<q', file.read(8))
             storage = storages[str(key) if type(key) in (str, int) else None]
             if numel != storage.numel or storage.key in places:
                 raise ValueError(f'storage {storage.key} has another size than announced')
@@ -254,7 +311,9 @@ def _read_legacy(path, file):
             file.seek(places[storage.key][1], 1)
         if file.tell() != path.stat().st_size:
             raise EOFError('its end is missing')
-        return _tensors(weights, file, lambda storage: places[storage.key], dense=True), _classes(content)
+        return _tensors(weights, file, lambda storage: places[storage.key], dense=True), _classes(
+            content
+        )
     except (WeightsError, OSError):
         raise
     except Exception as error:
@@ -290,8 +349,11 @@ def _tensors(weights, file, place, dense):
             file.seek(start)
             if file.readinto(content) != length:
                 raise EOFError(f'the data of {name[:200]} end early')
-            elements[storage] = (torch.frombuffer(content, dtype=storage.dtype) if content
-                                 else torch.empty(0, dtype=storage.dtype))
+            elements[storage] = (
+                torch.frombuffer(content, dtype=storage.dtype)
+                if content
+                else torch.empty(0, dtype=storage.dtype)
+            )
         try:
             tensors[name] = tensor.lay_over(elements[storage], dense)
         except ValueError as error:
@@ -302,14 +364,20 @@ def _tensors(weights, file, place, dense):
 def _is_plain_tensor(value):
     if isinstance(value, Tensor):
         return value.layout is torch.strided and not value.is_quantized and not value.is_nested
-    return isinstance(value, _Tensor) and isinstance(value.storage, _Storage) \
-        and isinstance(value.shape, tuple) and isinstance(value.strides, tuple)
+    return (
+        isinstance(value, _Tensor)
+        and isinstance(value.storage, _Storage)
+        and isinstance(value.shape, tuple)
+        and isinstance(value.strides, tuple)
+    )
 
 
 def _damaged(path, error):
     line = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return WeightsError(f'{path} is damaged or cut short ({line}). If it was fetched, fetch it again; if it was not '
-                        'written by torch.save or safetensors, write it with one of them')
+    return WeightsError(
+        f'{path} is damaged or cut short ({line}). If it was fetched, fetch it again; if it was not '
+        'written by torch.save or safetensors, write it with one of them'
+    )
 
 
 def _kind(value):

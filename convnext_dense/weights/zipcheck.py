@@ -3,11 +3,12 @@
 Checksums cover what the records hold. Of the headers around them each field either follows from the others or is the same
 in all records, and padding is made of the letter Z. The fields are those of PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16.
 """
+
 import struct
 import zipfile
 from typing import BinaryIO, Dict, Tuple
 
-LIMIT = 0xffffffff  # of the 32-bit fields; beyond it the zip64 fields count
+LIMIT = 0xFFFFFFFF  # of the 32-bit fields; beyond it the zip64 fields count
 
 
 def check_zip(file: BinaryIO, archive: zipfile.ZipFile) -> Dict[str, Tuple[int, int]]:
@@ -19,23 +20,36 @@ def check_zip(file: BinaryIO, archive: zipfile.ZipFile) -> Dict[str, Tuple[int, 
     Raises:
         zipfile.BadZipFile: a byte is not as torch.save writes it.
     """
+
     def check(holds, what):
         if not holds:
             raise zipfile.BadZipFile(f'{what}; not as torch.save writes it')
 
     records = archive.infolist()
     check(len({record.filename for record in records}) == len(records), 'two records have one name')
-    check(not any(record.compress_type or record.compress_size != record.file_size for record in records),
-          'a record is compressed')
+    check(
+        not any(
+            record.compress_type or record.compress_size != record.file_size for record in records
+        ),
+        'a record is compressed',
+    )
     position, shared, places = 0, set(), {}
     for record in records:
         file.seek(position)
-        magic, version, flags, method, time, date, crc, packed, size, name_size, extra_size = struct.unpack(
-            '<4s5H3I2H', file.read(30))
+        magic, version, flags, method, time, date, crc, packed, size, name_size, extra_size = (
+            struct.unpack('<4s5H3I2H', file.read(30))
+        )
         name, extra = file.read(name_size), file.read(extra_size)
-        check(magic == b'PK\x03\x04' and record.header_offset == position, 'records do not follow one another')
-        check(name == record.orig_filename.encode() and _is_padding(extra) and _is_padding(record.extra),
-              f'the headers of {record.filename} differ')
+        check(
+            magic == b'PK\x03\x04' and record.header_offset == position,
+            'records do not follow one another',
+        )
+        check(
+            name == record.orig_filename.encode()
+            and _is_padding(extra)
+            and _is_padding(record.extra),
+            f'the headers of {record.filename} differ',
+        )
         places[record.filename] = position + 30 + name_size + extra_size, record.file_size
         position = sum(places[record.filename])
         sizes = (record.CRC, record.file_size, record.file_size)
@@ -48,31 +62,85 @@ def check_zip(file: BinaryIO, archive: zipfile.ZipFile) -> Dict[str, Tuple[int, 
             check(behind.startswith(expected), f'the checksum behind {record.filename} is wrong')
             position += len(expected)
         else:
-            check(crc == record.CRC and packed == size == min(record.file_size, LIMIT),
-                  f'the header of {record.filename} is wrong')
-        check((version, flags, method) == (record.extract_version, record.flag_bits, 0),
-              f'the headers of {record.filename} differ')
-        described = flags if record.file_size else flags | 8  # of an empty record torch writes no descriptor
-        shared.add((version, described, time, date, record.create_version, record.create_system, record.internal_attr,
-                    record.external_attr, record.volume, record.reserved))
+            check(
+                crc == record.CRC and packed == size == min(record.file_size, LIMIT),
+                f'the header of {record.filename} is wrong',
+            )
+        check(
+            (version, flags, method) == (record.extract_version, record.flag_bits, 0),
+            f'the headers of {record.filename} differ',
+        )
+        described = (
+            flags if record.file_size else flags | 8
+        )  # of an empty record torch writes no descriptor
+        shared.add(
+            (
+                version,
+                described,
+                time,
+                date,
+                record.create_version,
+                record.create_system,
+                record.internal_attr,
+                record.external_attr,
+                record.volume,
+                record.reserved,
+            )
+        )
     check(len(shared) == 1, 'headers differ where all should agree')
 
     directory = b''.join(
-        struct.pack('<4s4B4H3I5H2I', b'PK\x01\x02', record.create_version, record.create_system, record.extract_version,
-                    record.reserved, record.flag_bits, 0, time, date, record.CRC, *[min(record.file_size, LIMIT)] * 2,
-                    len(record.orig_filename.encode()), len(record.extra), 0, record.volume, record.internal_attr,
-                    record.external_attr, min(record.header_offset, LIMIT))
-        + record.orig_filename.encode() + record.extra for record in records)
+        struct.pack(
+            '<4s4B4H3I5H2I',
+            b'PK\x01\x02',
+            record.create_version,
+            record.create_system,
+            record.extract_version,
+            record.reserved,
+            record.flag_bits,
+            0,
+            time,
+            date,
+            record.CRC,
+            *[min(record.file_size, LIMIT)] * 2,
+            len(record.orig_filename.encode()),
+            len(record.extra),
+            0,
+            record.volume,
+            record.internal_attr,
+            record.external_attr,
+            min(record.header_offset, LIMIT),
+        )
+        + record.orig_filename.encode()
+        + record.extra
+        for record in records
+    )
     length = len(directory)
     count = len(records)
-    end = struct.pack('<4s4H2IH', b'PK\x05\x06', 0, 0, min(count, 0xffff), min(count, 0xffff),
-                      min(length, LIMIT), min(position, LIMIT), 0)
-    wide = (struct.pack('<4sQ2H2I4Q', b'PK\x06\x06', 44, 0x31e, 0x2d, 0, 0, count, count, length, position)
-            + struct.pack('<4sIQI', b'PK\x06\x07', 0, position + length, 1))
+    end = struct.pack(
+        '<4s4H2IH',
+        b'PK\x05\x06',
+        0,
+        0,
+        min(count, 0xFFFF),
+        min(count, 0xFFFF),
+        min(length, LIMIT),
+        min(position, LIMIT),
+        0,
+    )
+    wide = struct.pack(
+        '<4sQ2H2I4Q', b'PK\x06\x06', 44, 0x31E, 0x2D, 0, 0, count, count, length, position
+    ) + struct.pack('<4sIQI', b'PK\x06\x07', 0, position + length, 1)
     file.seek(position)
-    check(file.read(length + 200) in (directory + end, directory + wide + end), 'its directory is wrong')
+    check(
+        file.read(length + 200) in (directory + end, directory + wide + end),
+        'its directory is wrong',
+    )
     broken = archive.testzip()  # last: records that overlap would take it for ever
-    check(broken is None, f'the checksum of {broken} is wrong, or torch.serialization.set_crc32_options(False) left it out')
+    check(
+        broken is None,
+        f'the checksum of {broken} is wrong, or torch.serialization.set_crc32_options(False) left it out',
+    )
     return places
 
 
@@ -80,7 +148,9 @@ def _is_padding(extra):
     """Extra fields of a header: torch's padding to an alignment (FB), and zip's own for sizes beyond 4 GiB (1)."""
     while extra:
         kind, size = struct.unpack('<2sH', extra[:4])
-        field, extra = extra[4:4 + size], extra[4 + size:]
-        if len(field) < size or not (kind == b'FB' and not field.strip(b'Z') or kind == b'\x01\x00'):
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if len(field) < size or not (
+            kind == b'FB' and not field.strip(b'Z') or kind == b'\x01\x00'
+        ):
             return False
     return True

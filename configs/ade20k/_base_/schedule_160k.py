@@ -13,4 +13,5 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),
     constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise'))
+    paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise'),
+)

@@ -8,7 +8,9 @@ for pipeline in (train_pipeline, test_pipeline):
 del pipeline, step
 train_pipeline[3].transforms[1][0].scales = [(400, 4200), (500, 4200), (600, 4200)]
 
-train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline))
+train_dataloader = dict(
+    dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline)
+)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(metric='bbox')

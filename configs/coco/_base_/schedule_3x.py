@@ -12,5 +12,6 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),
     constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_type='layer_wise'))
+    paramwise_cfg=dict(decay_type='layer_wise'),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -7,6 +7,9 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=0),
 ]
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0), constructor='convnext_dense.LayerDecayOptimWrapperConstructor')
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
+    constructor='convnext_dense.LayerDecayOptimWrapperConstructor',
+)
 randomness = dict(seed=0)
