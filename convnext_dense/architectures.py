@@ -1,13 +1,14 @@
 """Every ConvNeXt as one row: depths, widths and what differs between generations."""
 
-from typing import Dict, Mapping, NamedTuple, Tuple, Union
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from .errors import ConfigError
 
 
 class Architecture(NamedTuple):
-    depths: Tuple[int, int, int, int]  # blocks of the four stages
-    dims: Tuple[int, int, int, int]  # channels of the four stages
+    depths: tuple[int, int, int, int]  # blocks of the four stages
+    dims: tuple[int, int, int, int]  # channels of the four stages
     generation: int = 1  # 2: global response normalisation in place of layer scale
     eps: float = 1e-6  # of every LayerNorm
 
@@ -38,7 +39,7 @@ ARCHITECTURES = {
 }
 
 
-def get_architecture(arch: Union[str, Mapping]) -> Architecture:
+def get_architecture(arch: str | Mapping) -> Architecture:
     """A name of ``ARCHITECTURES``, or a mapping with ``depths`` and ``dims`` (four positive integers each), and where
     they differ from V1's ``generation`` and ``eps``.
 
@@ -82,7 +83,7 @@ def get_architecture(arch: Union[str, Mapping]) -> Architecture:
 
 def parameter_shapes(
     architecture: Architecture, in_channels: int = 3
-) -> Dict[str, Tuple[int, ...]]:
+) -> dict[str, tuple[int, ...]]:
     """Every parameter of a ``ConvNeXt`` that emits all four maps: name -> shape."""
     shapes, dims = {}, architecture.dims
 

@@ -1,8 +1,8 @@
 """ConvNeXt as a backbone: image in, one normalised feature map per stage out."""
 
 import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Iterable, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -55,7 +55,7 @@ class ConvNeXt(BaseModule):
 
     def __init__(
         self,
-        arch: Union[str, Mapping] = 'tiny',
+        arch: str | Mapping = 'tiny',
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         out_norm: bool = True,
@@ -64,7 +64,7 @@ class ConvNeXt(BaseModule):
         frozen_stages: int = -1,
         output_stride: int = 32,
         checkpointing: str = 'none',
-        init_cfg: Optional[dict] = None,
+        init_cfg: dict | None = None,
         **unknown,
     ):
         if unknown:
@@ -145,7 +145,7 @@ class ConvNeXt(BaseModule):
         self.apply(_init)
         self._freeze()
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i)."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise ConfigError(
@@ -204,7 +204,7 @@ class ConvNeXt(BaseModule):
             module.requires_grad_(False)
 
 
-def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
+def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     """Sorted, with negative ones counted from the end."""
     if (
         not isinstance(out_indices, Iterable)
@@ -236,7 +236,8 @@ OTHER_NAMES = {
     **dict.fromkeys(
         ('pretrained', 'checkpoint'), "init_cfg=dict(type='Pretrained', checkpoint=...)"
     ),
-    **{'use_grn': "arch='v2_...'", 'norm_out': 'out_norm'},
+    'use_grn': "arch='v2_...'",
+    'norm_out': 'out_norm',
     'norm_cfg': 'nothing, or eps in arch=dict(...)',
     **dict.fromkeys(
         (

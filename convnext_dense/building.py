@@ -1,7 +1,6 @@
 """Models of a config for looking at, not for training: nothing is fetched, nothing initialised."""
 
 from pathlib import Path
-from typing import Union
 
 import torch
 from mmengine.registry import MODELS
@@ -24,7 +23,7 @@ def build(model: dict, device: str) -> nn.Module:
     return built
 
 
-def load(model: nn.Module, checkpoint: Union[str, Path]) -> dict:
+def load(model: nn.Module, checkpoint: str | Path) -> dict:
     """Load the checkpoint of a whole model, a path or a URL. Returns the names and colours of its classes, where it has them
     (``classes``, ``palette``).
 

@@ -9,10 +9,10 @@ functions of torch are used in this file only, each with a check and the public 
 """
 
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Callable, Iterator, List, Mapping, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ from .layers import (
     BLOCK,
     Block,
     GlobalResponseNorm,
-    LayerNorm2d,
     altered_layer,
     is_watched,
     response_energy,
@@ -52,7 +51,7 @@ def plain_operators() -> Iterator[None]:
 # ---- when it takes over ----
 
 
-def takes_over(x: Tensor, module: nn.Module, layers: Optional[Mapping] = None) -> bool:
+def takes_over(x: Tensor, module: nn.Module, layers: Mapping | None = None) -> bool:
     """Whether ``module`` (a stage, a block or an output norm) runs in this file for ``x``.
 
     It does where all of this holds:
@@ -172,7 +171,7 @@ def _tokens(x, images):
     return x.permute(0, 2, 3, 1).reshape(images, -1, x.shape[1])
 
 
-def runs(x: Tensor) -> List[slice]:
+def runs(x: Tensor) -> list[slice]:
     """Of alike length, for pixels (T, C) and what is 4C wide of them."""
     length = RUN_BYTES // (4 * x.shape[1] * x.element_size())
     length = max(1, SMALLEST_RUN, min(length, len(x) // MOST_RUNS))
@@ -195,7 +194,7 @@ def emit(norm: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def strips(x: Tensor) -> List[slice]:
+def strips(x: Tensor) -> list[slice]:
     """Rows of a map (N, C, H, W), some ``STRIP`` pixels each."""
     rows = max(1, STRIP // max(1, len(x) * x.shape[3]))
     return [slice(start, start + rows) for start in range(0, x.shape[2], rows)]

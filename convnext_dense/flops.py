@@ -1,7 +1,7 @@
 """Parameters and multiply-adds of any mmdet or mmseg model, part by part, without weights or data."""
 
 from contextlib import ExitStack
-from typing import Dict, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -45,7 +45,7 @@ class Counter(FlopCounterMode):
         return self.get_total_flops() // 2 + self.elementwise
 
 
-def count(cfg: Config, size: Tuple[int, int]) -> Dict[str, Cost]:
+def count(cfg: Config, size: tuple[int, int]) -> dict[str, Cost]:
     """Build the model of ``cfg`` and count one image of ``size`` (height, width) at test time.
 
     Two-stage detectors are counted with 1000 boxes through each box head and 100 through each mask head, as the Swin and
@@ -81,7 +81,7 @@ def count(cfg: Config, size: Tuple[int, int]) -> Dict[str, Cost]:
     ) from reason
 
 
-def _count(model: nn.Module, image: torch.Tensor, mode: str) -> Dict[str, Cost]:
+def _count(model: nn.Module, image: torch.Tensor, mode: str) -> dict[str, Cost]:
     parts = {}
     for name, child in model.named_children():
         if name == 'roi_head':

@@ -2,8 +2,8 @@
 
 import difflib
 import random
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Iterable, List, Mapping, Sequence, Union
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     _states = None  # of all ranks, as last saved or loaded
     _restore = False  # at the next training iteration
 
-    def __init__(self, *args, may_differ: Union[str, Sequence[str]] = (), **kwargs):
+    def __init__(self, *args, may_differ: str | Sequence[str] = (), **kwargs):
         super().__init__(*args, **kwargs)
         self.may_differ = (may_differ,) if isinstance(may_differ, str) else tuple(may_differ)
 
@@ -100,7 +100,7 @@ def check_names(
     state_dict: Mapping[str, torch.Tensor],
     heads_may_differ: bool,
     may_differ: Sequence[str] = (),
-) -> List[str]:
+) -> list[str]:
     """Compare names and shapes. Returns a warning for each part in ``may_differ``, and for each
     class layer whose number of classes differs, if ``heads_may_differ``.
 
@@ -176,7 +176,7 @@ def _check_part(part: str, names: Iterable[str], backbones: Iterable[str]) -> No
         )
 
 
-def _parts(names: Iterable[str], fitting: Iterable[str]) -> List[str]:
+def _parts(names: Iterable[str], fitting: Iterable[str]) -> list[str]:
     """The largest parts that hold ``names`` and none of the ``fitting``."""
     shared = {beginning for name in fitting for beginning in _beginnings(name)}
     return list(

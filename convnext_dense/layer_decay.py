@@ -6,7 +6,7 @@ The rules are those of the official ConvNeXt code for COCO (``layer_wise``) and 
 
 import re
 from collections import Counter
-from typing import Dict, List, Sequence
+from collections.abc import Sequence
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -128,7 +128,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None or self.base_wd is None:
             raise ConfigError('the optimizer of a layer-decay recipe needs lr and weight_decay')
 
-    def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
+    def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Fill ``params`` with the groups, in the order of ``module.named_parameters()``."""
         prefixes, depths = _find_backbones(module)
         implied = default_num_layers(depths)
@@ -142,7 +142,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         decay_rate, decay_type = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['decay_type']
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
 
-        groups: Dict[str, dict] = {}
+        groups: dict[str, dict] = {}
         unused = set(custom_keys)
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -185,7 +185,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         )
 
 
-def _unsharded_dims(model: nn.Module) -> Dict[Tensor, int]:
+def _unsharded_dims(model: nn.Module) -> dict[Tensor, int]:
     """Parameter -> number of its dimensions when it is whole.
 
     FSDP's shards are flat or empty; the shapes stand in torch's FlatParameter, in 2.1 as today.
@@ -223,7 +223,7 @@ def _find_backbones(model: nn.Module):
     return list(backbones), next(iter(backbones.values()))
 
 
-def format_groups(groups: List[dict]) -> str:
+def format_groups(groups: list[dict]) -> str:
     """One line per layer: learning rate, scale, and how many tensors are decayed or not."""
     layers = {}
     for group in groups:

@@ -4,7 +4,7 @@ Training, GPUs, compilers, exporters, FLOP counters, hooks and torch.func run th
 Maps are (N, C, H, W) in channels-last memory, so that every permute is a view.
 """
 
-from typing import Callable, Mapping, Optional, Tuple
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +152,7 @@ BLOCK = {  # layers of a block as it is built
 }
 
 
-def altered_layer(module: nn.Module, layers: Mapping[str, Tuple[type, ...]]) -> Optional[str]:
+def altered_layer(module: nn.Module, layers: Mapping[str, tuple[type, ...]]) -> str | None:
     """Name of a child that ``layers`` (name -> types) does not list, or that has hooks.
 
     Its weights do not say what it does.

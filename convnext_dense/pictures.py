@@ -1,8 +1,9 @@
 """Pictures read as people see them, and label maps as pictures: the same colours and the same legend wherever a class is shown."""
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Optional, Sequence, Tuple, Union
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 Colours = Sequence[Sequence[int]]  # (classes, 3), RGB, 0 ... 255
 
 
-def distinct_colours(count: int) -> Tuple[Tuple[int, int, int], ...]:
+def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     """For classes that come without: hues by the golden angle, in three shades, so that neighbours differ most."""
     return tuple(
         tuple(
@@ -23,7 +24,7 @@ def distinct_colours(count: int) -> Tuple[Tuple[int, int, int], ...]:
     )
 
 
-def read(file: Union[Path, BinaryIO]) -> Tuple[np.ndarray, Optional[str]]:
+def read(file: Path | BinaryIO) -> tuple[np.ndarray, str | None]:
     """A picture as people see it: RGB (H, W, 3) uint8, turned as its EXIF data say; and what had to be done to it, if that is worth a word.
 
     Raises:

@@ -1,6 +1,6 @@
 """mmdet's RoI extractor, safe on channels-last maps. Needs mmdet; the Mask R-CNN base config imports it."""
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor as MMDetSingleRoIExtractor
 from torch import Tensor
@@ -15,7 +15,7 @@ class SingleRoIExtractor(MMDetSingleRoIExtractor):
     """
 
     def forward(
-        self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: Optional[float] = None
+        self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
         """Maps (N, C, H_i, W_i) and RoIs (K, 5) -> (K, C, output_size, output_size)."""
         return super().forward(tuple(f.contiguous() for f in feats), rois, roi_scale_factor)

@@ -1,6 +1,6 @@
 """Steps of a data pipeline."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 

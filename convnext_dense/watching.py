@@ -2,7 +2,6 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import Set, Tuple
 
 import numpy as np
 from mmengine.dist import master_only
@@ -127,7 +126,7 @@ class ExamplesHook(Hook):
         runner.visualizer.add_image('examples', picture, step=runner.iter)
 
 
-def draw_example(visualizer, sample) -> Tuple[np.ndarray, Set[int]]:
+def draw_example(visualizer, sample) -> tuple[np.ndarray, set[int]]:
     """A data sample of mmseg or mmdet with its ``img_path`` -> (H, W, 3) uint8, truth and prediction side by side; and the classes in
     it that need a legend."""
     image, meta = read(BytesIO(get(sample.img_path)))[0], visualizer.dataset_meta

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from conftest import DEMO, run
 from PIL import Image
 
+from conftest import DEMO, run
 from convnext_dense import ConfigError
 from convnext_dense.evaluation import peers
 from convnext_dense.evaluation.timing import Process, figures, interleaved, peak_memory

@@ -4,12 +4,12 @@ import copy
 
 import timm
 import torch
-from conftest import needs, randomise
 from pytest import mark, raises
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import needs, randomise
 from convnext_dense import ConfigError, ConvNeXt
 from convnext_dense.evaluation.timing import peak_memory
 from convnext_dense.layers import Block

@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from conftest import DEMO, ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
+from conftest import DEMO, ROOT
 from convnext_dense import ConfigError, WeightsError
 from convnext_dense.hooks import check_names
 

@@ -8,7 +8,6 @@ import mmseg
 import numpy as np
 import pytest
 import torch
-from conftest import ADE_T, ALL_CONFIGS, COCO_T, ROOT
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
@@ -16,6 +15,7 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default
 from mmengine.structures import PixelData
 from PIL import Image
 
+from conftest import ADE_T, ALL_CONFIGS, COCO_T, ROOT
 from convnext_dense import PRESETS
 from convnext_dense.architectures import get_architecture
 from convnext_dense.building import build

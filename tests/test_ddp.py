@@ -4,10 +4,10 @@ import itertools
 
 import torch
 import torch.distributed as dist
-from conftest import two_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from conftest import two_processes
 from convnext_dense import ConvNeXt
 
 MAPS = [maps for count in (1, 2, 3, 4) for maps in itertools.combinations(range(4), count)]

@@ -2,15 +2,15 @@
 
 import hashlib
 
+import demo_data
 import numpy as np
 import pytest
-from conftest import DEMO, ROOT
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from pycocotools.coco import COCO
 
-import demo_data
+from conftest import DEMO, ROOT
 
 
 def digest(folder):

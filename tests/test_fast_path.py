@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from conftest import randomise
 from pytest import mark
 from torch import nn
 from torch.autograd import forward_ad
@@ -14,6 +13,7 @@ from torch.func import vmap
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import randomise
 from convnext_dense import ConvNeXt, fast_path, fuse, plain_operators
 from convnext_dense.evaluation.timing import peak_memory
 from convnext_dense.fast_path import takes_over

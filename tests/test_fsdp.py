@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import two_processes
 from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
@@ -16,6 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from conftest import two_processes
 from convnext_dense import ConfigError, ConvNeXt
 from convnext_dense.layers import Block
 

@@ -5,11 +5,11 @@ import io
 
 import pytest
 import torch
-from conftest import DEMO, randomise
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pytest import mark, raises
 
+from conftest import DEMO, randomise
 from convnext_dense import ConfigError, ConvNeXt, fast_path, fuse
 from convnext_dense.building import build
 

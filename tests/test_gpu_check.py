@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from conftest import CAPABILITIES, run
 from torch import nn
 
+from conftest import CAPABILITIES, run
 from convnext_dense.evaluation import gpu_check, gpu_parts
 from convnext_dense.evaluation.peers import BOUND, MODES, PEERS, Scenario, candidate, common
 from convnext_dense.evaluation.timing import tf32

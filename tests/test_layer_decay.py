@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import ADE_T, COCO_T, ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from conftest import ADE_T, COCO_T, ROOT
 from convnext_dense import ConfigError, ConvNeXt, layer_id, lr_scale
 
 # recipes 3.1, N = 6: prefix of the parameter -> layer; the first that matches counts

@@ -5,12 +5,13 @@ from types import MethodType
 
 import pytest
 import torch
-from conftest import COCO_T, ROOT
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
+
+from conftest import COCO_T, ROOT
 
 
 def build(change):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 
 import pytest
+
 from conftest import ROOT, run
 
 PAGE = (ROOT / 'docs/own-data.md').read_text()

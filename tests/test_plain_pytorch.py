@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+
 from conftest import ROOT
 
 PAGE = (ROOT / 'docs/plain-pytorch.md').read_text()

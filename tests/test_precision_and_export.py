@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import needs, randomise
 
+from conftest import needs, randomise
 from convnext_dense import ConvNeXt, fuse
 
 

@@ -8,12 +8,12 @@ import predict
 import pytest
 import show_features
 import torch
-from conftest import DEMO, ROOT, randomise
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from pycocotools.coco import COCO
 
+from conftest import DEMO, ROOT, randomise
 from convnext_dense import ConvNeXt
 
 

@@ -9,11 +9,11 @@ import sys
 import pytest
 import timm
 import torch
-from conftest import ROOT, run
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from safetensors.torch import save_file
 
+from conftest import ROOT, run
 from convnext_dense import ConvNeXt
 from convnext_dense.swap import plan
 from convnext_dense.weights import convert

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ADE_T, ROOT, run
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, init_default_scope
 from PIL import Image
+
+from conftest import ADE_T, ROOT, run
 
 COCO_TINY = 'tests/configs/mask-rcnn_coco-tiny.py'
 

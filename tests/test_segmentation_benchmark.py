@@ -14,7 +14,6 @@ import page
 import pytest
 import torch
 from benchmark_segmentation import find
-from conftest import DEMO, ROOT, run, start
 from contestant import Contestant
 from demo_data import SHAPES, STUFF
 from mmengine.config import Config
@@ -22,6 +21,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from conftest import DEMO, ROOT, run, start
 from convnext_dense import ConfigError, WeightsError
 from convnext_dense.pictures import distinct_colours, overlay, save_labels, with_legend
 

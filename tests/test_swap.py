@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ADE_T, COCO_T, ROOT, run
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
+from conftest import ADE_T, COCO_T, ROOT, run
 from convnext_dense import ConfigError, swap_backbone
 from convnext_dense.building import build
 from convnext_dense.swap import allow_unused, plan, prove, write_config

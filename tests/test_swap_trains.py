@@ -4,9 +4,9 @@ import json
 from statistics import median
 
 import pytest
-from conftest import run
 from PIL import Image, ImageDraw
 
+from conftest import run
 from convnext_dense.swap import find_config, plan, write_config
 from convnext_dense.swap.finding import zoo
 

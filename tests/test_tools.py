@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
 from mmengine.logging import MessageHub
 from PIL import Image
 
 import convnext_dense
+from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
 from convnext_dense import hooks
 from convnext_dense.hooks import check_names
 from convnext_dense.watching import CurvesHook

@@ -10,12 +10,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, randomise, run
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from timm.models.convnext import checkpoint_filter_fn
 
+from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, randomise, run
 from convnext_dense import ConvNeXt
 
 ZOO = {

@@ -20,7 +20,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import label_folder
 import page
@@ -42,7 +42,7 @@ FORMAT = 2  # of rows that are kept; those of another are measured anew
 class Entry(NamedTuple):
     name: str
     config: str
-    checkpoint: Optional[str]
+    checkpoint: str | None
     is_fused: bool = False
 
 

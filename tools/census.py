@@ -108,7 +108,6 @@ def in_processes(function, items, what):
 def prepare(bert, arch):
     global BERT_FOLDER, ARCH
     BERT_FOLDER, ARCH = bert, arch
-    import mmdet.models
     import mmseg.models  # noqa: F401
 
     torch.set_num_threads(1)

@@ -6,8 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, Optional, Tuple
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -120,7 +120,7 @@ def quiet():
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def follow(command, log) -> Iterator[Tuple[str, int, int, Optional[float]]]:
+def follow(command, log) -> Iterator[tuple[str, int, int, float | None]]:
     """Run a tool of ours to its end, its output added to the file ``log``. Yields (train, val or test, iterations done, of how many, loss).
 
     Raises:

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -253,7 +253,7 @@ def meaning(cfg: Config) -> str:
     return f'{classes}; unknown: {_listed(ignored | replaced)}{counted}'
 
 
-@lru_cache(maxsize=None)
+@cache
 def _labels(dataset):
     """Numbers in the label maps of a dataset -> a file that holds them."""
     try:

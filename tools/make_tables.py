@@ -8,8 +8,8 @@ What is published stands in the JSON; parameters, FLOPs, weights and licences ar
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping, Optional
 
 from mmengine.config import Config
 
@@ -32,7 +32,7 @@ TASKS = {
 }
 
 
-def table(task: str, known: Optional[Mapping[str, str]] = None) -> str:
+def table(task: str, known: Mapping[str, str] | None = None) -> str:
     """The page of one folder. ``known`` has the two counts of configs that are not to be counted again."""
     published = json.loads((ROOT / 'configs' / 'published.json').read_text())
     title, metrics, caption = TASKS[task]

@@ -19,7 +19,6 @@ from rich.console import Console
 from convnext_dense import PRESETS, ConfigError, WeightsError
 from convnext_dense.swap import Absent, allow_unused, dotted, find_config, plan, prove, write_config
 
-
 STEPS = dict(
     loss='one training step',
     forward='forward and backward of the raw outputs (the loss needs data of its own kind)',

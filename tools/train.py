@@ -10,9 +10,8 @@ Reads data, model, schedule, hooks and default_scope from the config; it knows n
 import argparse
 from pathlib import Path
 
-from mmengine.runner import find_latest_checkpoint
-
 from common import add_common_arguments, execute, fit_to_machine, load_config
+from mmengine.runner import find_latest_checkpoint
 
 
 def main():

@@ -2,7 +2,7 @@
 _base_ = [
     '_base_/upernet_convnext.py',
     '_base_/own_512x512.py',
-    '_base_/schedule_160k_amp.py',
+    '_base_/schedule_10k_amp.py',
     '_base_/runtime.py',
 ]
 model = dict(
@@ -14,10 +14,4 @@ model = dict(
     auxiliary_head=dict(in_channels=384),
     test_cfg=dict(crop_size=(512, 512), stride=(341, 341)),
 )
-train_cfg = dict(max_iters=10000, val_interval=1000)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=501),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=10001),
-]
-optim_wrapper = dict(optimizer=dict(lr=5e-5))
 default_hooks = dict(checkpoint=dict(interval=1000, max_keep_ckpts=2))

@@ -1,5 +1,6 @@
-# Mask R-CNN with ConvNeXt-atto and small heads: learns the generated shapes from random weights on two CPU cores.
-# The recipe for COCO with fewer channels, proposals and anchors; everything that is not below is inherited.
+# Mask R-CNN with ConvNeXt-atto and small heads: learns the generated shapes from random weights on
+# two CPU cores. The recipe for COCO with fewer channels, proposals and anchors; everything that is
+# not below is inherited.
 _base_ = [
     '../coco/_base_/mask-rcnn_convnext_fpn.py',
     '../coco/_base_/runtime.py',

@@ -1,5 +1,5 @@
-# UperNet with ConvNeXt-atto and small heads: learns the generated shapes from random weights on two CPU cores.
-# The recipe for ADE20K with fewer channels; everything that is not below is inherited.
+# UperNet with ConvNeXt-atto and small heads: learns the generated shapes from random weights on two
+# CPU cores. The recipe for ADE20K with fewer channels; everything that is not below is inherited.
 _base_ = [
     '../ade20k/_base_/upernet_convnext.py',
     '../ade20k/_base_/runtime.py',

@@ -15,9 +15,9 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
 
 import torch
 from rich.console import Console
@@ -96,7 +96,7 @@ def check(device: str, parts: Sequence[str], out: Path) -> str:
     return report['verdict']
 
 
-def peers_here() -> Tuple[Dict[str, str], Dict[str, str]]:
+def peers_here() -> tuple[dict[str, str], dict[str, str]]:
     """Versions of MMEngine and the peers, and why others cannot be imported."""
     versions, missing = {}, {}
     for name in ('mmengine', *PEERS):
@@ -107,11 +107,11 @@ def peers_here() -> Tuple[Dict[str, str], Dict[str, str]]:
     return versions, missing
 
 
-def grid(**choices: Sequence[str]) -> List[Dict[str, str]]:
+def grid(**choices: Sequence[str]) -> list[dict[str, str]]:
     return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
 
 
-def attempt(part: Part, case: Dict[str, str], settings: Settings, device: str) -> List[dict]:
+def attempt(part: Part, case: dict[str, str], settings: Settings, device: str) -> list[dict]:
     """Rows of a case; of a case that raises, a row that says why."""
     dtype = getattr(torch, case.get('precision', 'float32').partition(',')[0])
     try:
@@ -137,7 +137,7 @@ def verdict_of(rows) -> str:
 # ---- the tables and the page ----
 
 
-def preamble(report: dict) -> List[str]:
+def preamble(report: dict) -> list[str]:
     facts = {**report['machine'], **report['versions']}
     return [
         ', '.join(f'{key} {value}' for key, value in facts.items() if value != ''),
@@ -149,7 +149,7 @@ def title_of(name: str, part: dict) -> str:
     return f'{name}: {part["verdict"]}, {part["seconds"]:.0f} s'
 
 
-def table_of(rows: List[dict]) -> Tuple[List[str], List[List[str]]]:
+def table_of(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     """Header, and cells as text; verdict and reason are the last."""
     header = list(dict.fromkeys(key for row in rows for key in row))
     header.sort(key=('verdict', 'why').__contains__)

@@ -2,9 +2,10 @@
 
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -39,12 +40,12 @@ STAGES = {'all': 4, 'first, scale 1e-6': 1}  # which are trained: how many
 
 
 class Settings(NamedTuple):
-    networks: Dict[str, Union[str, dict]]  # V1 and V2, to compare: name -> arch
+    networks: dict[str, str | dict]  # V1 and V2, to compare: name -> arch
     compared: str  # images x height x width, as the other sizes
-    timed: Tuple[str, str]  # V1 and V2 that the peers have too
+    timed: tuple[str, str]  # V1 and V2 that the peers have too
     inference: str
     training: str
-    precisions: Tuple[str, ...]  # in which they are timed
+    precisions: tuple[str, ...]  # in which they are timed
     rounds: int
 
 
@@ -199,14 +200,14 @@ def training(settings, device, network, precision):
 # ---- their steps ----
 
 
-def compared(settings: Settings, network: str) -> Tuple[Tensor, ConvNeXt]:
+def compared(settings: Settings, network: str) -> tuple[Tensor, ConvNeXt]:
     arch = settings.networks[network]
     return images_of(Scenario(arch, settings.compared)), randomise(ConvNeXt(arch))
 
 
 class Step(NamedTuple):
-    maps: List[Tensor]
-    gradients: Dict[str, Tensor]  # flat, in float64
+    maps: list[Tensor]
+    gradients: dict[str, Tensor]  # flat, in float64
     is_taken: bool  # by the scaler, which skips a step with an overflow
 
 
@@ -244,7 +245,7 @@ def train(
     return Step([part.detach() for part in maps], gradients, scaler.get_scale() >= before)
 
 
-def rms(gradients: Dict[str, Tensor], exact: Dict[str, Tensor]) -> float:
+def rms(gradients: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
     """Root mean square of the relative errors of all parameters: each counts, however small."""
     errors = [(gradients[name] - value).norm() / value.norm() for name, value in exact.items()]
     return torch.stack(errors).square().mean().sqrt().item()
@@ -260,11 +261,11 @@ def reason(error: Exception) -> str:
     return f'{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}'
 
 
-def judged(is_right: bool) -> Dict[str, str]:
+def judged(is_right: bool) -> dict[str, str]:
     return dict(verdict=PASS if is_right else FAIL)
 
 
-def in_turns(names: Sequence[str], scenario: Scenario, rounds: int, device: str) -> List[dict]:
+def in_turns(names: Sequence[str], scenario: Scenario, rounds: int, device: str) -> list[dict]:
     """A row for each of ``names`` that is installed and has this architecture."""
     dtype, _, rounded = scenario.dtype.partition(', ')
     scenario = scenario._replace(dtype=dtype)
@@ -302,8 +303,8 @@ def in_turns(names: Sequence[str], scenario: Scenario, rounds: int, device: str)
 
 
 class Part(NamedTuple):
-    run: Callable[..., List[dict]]
-    choices: Callable[[Settings], Dict[str, Sequence[str]]]  # every combination is a case
+    run: Callable[..., list[dict]]
+    choices: Callable[[Settings], dict[str, Sequence[str]]]  # every combination is a case
     is_autocast: bool = False
 
 

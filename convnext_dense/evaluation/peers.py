@@ -2,9 +2,10 @@
 mmpretrain, and the official code's form. A library is imported when it is asked for."""
 
 import copy
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
-from typing import Callable, ContextManager, List, NamedTuple, Sequence, Tuple
+from typing import ContextManager, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def images_of(scenario: Scenario) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def common(scenario: Scenario) -> Tuple[Tensor, ConvNeXt]:
+def common(scenario: Scenario) -> tuple[Tensor, ConvNeXt]:
     """The images, and the network that all are to be: the same in every process.
 
     Not to be changed: they are made once.
@@ -189,7 +190,7 @@ class Features(nn.Module):
         super().__init__()
         self.model, self.maps = model, maps
 
-    def forward(self, images: Tensor) -> List[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         return self.maps(self.model, images)
 
 

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import torch
 from rich.progress import track
@@ -35,9 +36,9 @@ PARTS = {
 class Candidate(NamedTuple):
     """A function to time, and what is known of it."""
 
-    function: Optional[Callable]  # None: there is nothing to time
+    function: Callable | None  # None: there is nothing to time
     device: str
-    facts: Optional[dict]
+    facts: dict | None
 
     def seconds(self) -> float:
         start = time.perf_counter()
@@ -48,7 +49,7 @@ class Candidate(NamedTuple):
     def memory(self) -> int:
         return peak_memory(self.function, self.device)
 
-    def shares(self) -> Dict[str, float]:
+    def shares(self) -> dict[str, float]:
         return shares(self.function, self.device)
 
 
@@ -112,8 +113,8 @@ def quiet():
 
 
 def interleaved(
-    candidates: Dict[str, Callable[[], float]], count: int, title: str
-) -> Dict[str, List[float]]:
+    candidates: dict[str, Callable[[], float]], count: int, title: str
+) -> dict[str, list[float]]:
     """Seconds of ``count`` calls of each, in turns, so that what else the machine does hits all.
 
     Args:
@@ -144,7 +145,7 @@ class Figures(NamedTuple):
     relative_memory: float  # to the lightest peer's
 
 
-def figures(rows: Dict[str, dict]) -> Dict[str, Figures]:
+def figures(rows: dict[str, dict]) -> dict[str, Figures]:
     """Of each row (``seconds``, a list, and ``memory``); peers are those that are not ours."""
     medians = {name: median(row['seconds']) for name, row in rows.items()}
     peers = [name for name in rows if not name.startswith('convnext_dense')]
@@ -215,7 +216,7 @@ def _start(event):
     return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()  # torch 2.1
 
 
-def shares(function: Callable, device: str) -> Dict[str, float]:
+def shares(function: Callable, device: str) -> dict[str, float]:
     """What the time of a call goes to, by kind of operator."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')
     with profile(activities=activities) as record:
@@ -245,7 +246,7 @@ def product_rate(dtype: torch.dtype, device: str, side: int = 2048) -> float:
     return 2 * side**3 / min(product.seconds() for _ in range(11))
 
 
-def machine(device: str) -> Dict[str, str]:
+def machine(device: str) -> dict[str, str]:
     """What a figure has to be read with."""
     facts = dict(
         hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),

@@ -3,8 +3,8 @@
 import difflib
 import glob
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List, Tuple
 
 from mmengine.config import Config
 
@@ -48,7 +48,7 @@ REFUSED = {
 }
 
 
-def find_config(name: str) -> Tuple[Path, str]:
+def find_config(name: str) -> tuple[Path, str]:
     """Path of a config, and how another config names it as its base.
 
     ``name`` is a path, ``mmdet::...`` or ``mmseg::...``, or the file name of a config of theirs without ``.py``.
@@ -143,7 +143,7 @@ def read_config(path: Path) -> Config:
     return cfg
 
 
-def find_owners(cfg: Config) -> List[tuple]:
+def find_owners(cfg: Config) -> list[tuple]:
     """Paths of the dicts that have the backbone to swap: the one nearest to the top, and its equals beside it.
 
     Raises:
@@ -167,7 +167,7 @@ def find_owners(cfg: Config) -> List[tuple]:
     return [path for path, backbone in found if len(path) == len(first_path) and backbone == first]
 
 
-def other_backbones(cfg: Config, owners: List[tuple]) -> List[tuple]:
+def other_backbones(cfg: Config, owners: list[tuple]) -> list[tuple]:
     """Paths of the networks that are backbones by name, but for those of ``owners``."""
     return [
         path

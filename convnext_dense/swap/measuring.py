@@ -1,6 +1,7 @@
 """What a backbone emits and what a neck makes of it, found by running them."""
 
-from typing import List, NamedTuple, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -19,7 +20,7 @@ class Map(NamedTuple):
     stride: int  # of the image; 0 for a vector
 
 
-def measure_backbone(cfg: dict) -> Tuple[List[Map], bool]:
+def measure_backbone(cfg: dict) -> tuple[list[Map], bool]:
     """The maps that it emits, in its order, and whether all of it is frozen.
 
     Raises:
@@ -56,7 +57,7 @@ def measure_backbone(cfg: dict) -> Tuple[List[Map], bool]:
     ) from reason
 
 
-def measure_neck(cfg, maps: Sequence[Map]) -> Tuple[List[Map], List[bool]]:
+def measure_neck(cfg, maps: Sequence[Map]) -> tuple[list[Map], list[bool]]:
     """What the neck (a dict, or several in a list) emits for ``maps``, and which of these it uses.
 
     Raises:

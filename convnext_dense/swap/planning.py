@@ -2,8 +2,9 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -42,17 +43,17 @@ METHODS = ('dcn', 'plugins', 'stage_with_dcn', 'sac', 'gen_attention', 'stage_wi
 
 class Swap(NamedTuple):
     cfg: Config
-    owners: List[tuple]  # paths of the dicts whose backbone is ConvNeXt now
-    changes: List[Change]
-    adapters: List[str]  # what had to be put in or taken out beside the backbone, if anything
-    warnings: List[str]
+    owners: list[tuple]  # paths of the dicts whose backbone is ConvNeXt now
+    changes: list[Change]
+    adapters: list[str]  # what had to be put in or taken out beside the backbone, if anything
+    warnings: list[str]
 
 
 def swap_backbone(
-    cfg: Union[str, Path, Config],
+    cfg: str | Path | Config,
     arch: str,
-    checkpoint: Optional[str] = None,
-    output_stride: Optional[int] = None,
+    checkpoint: str | None = None,
+    output_stride: int | None = None,
     layer_decay: bool = False,
 ) -> Config:
     """An mmdet 3 or mmseg 1 config -> the same on ConvNeXt: backbone, widths in neck and heads, normalisation of images.
@@ -202,7 +203,7 @@ def _swap_part(edits: Edits, owner: tuple, arch, checkpoint, output_stride):
         _rewire(edits, at(edits.cfg, users_neck), users_neck, old, new, index, neck=True)
         _shift_levels(edits, users_neck, min(used))
         if old_outputs is None:
-            return
+            return None
         old, new = old_outputs, measure_neck(at(edits.cfg, neck_path), given)[0]
         if len(old) != len(new):
             raise ConfigError(f'the neck emitted {len(old)} maps and now {len(new)}')
@@ -312,12 +313,12 @@ def _replace_decoder(edits, owner, arch, checkpoint, output_stride, old, frozen)
     )
 
 
-def _fed(parts) -> List[str]:
+def _fed(parts) -> list[str]:
     """What may be given the maps: not a second backbone."""
     return [key for key in parts if key not in NOT_FED and 'backbone' not in key]
 
 
-def _choose_stages(strides: Sequence[int]) -> Tuple[List[int], int]:
+def _choose_stages(strides: Sequence[int]) -> tuple[list[int], int]:
     """Stage for each map, and the output stride: the deepest map is the last stage's, the others go by stride."""
     output_stride = max(8, min(32, strides[-1]))
     mine = [min(stride, output_stride) for stride in STRIDES]
@@ -330,7 +331,7 @@ def _choose_stages(strides: Sequence[int]) -> Tuple[List[int], int]:
     return stages, output_stride
 
 
-def _used(edits, owner, neck, old) -> Tuple[List[int], Optional[List[Map]]]:
+def _used(edits, owner, neck, old) -> tuple[list[int], list[Map] | None]:
     """The maps that anything reads, and what the neck makes of all.
 
     A map that is emitted for nothing has a norm without gradient, which stops DDP.

@@ -7,7 +7,7 @@ import warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mmengine.logging import MessageHub, MMLogger
@@ -19,8 +19,8 @@ from ..backbone import ConvNeXt
 from ..building import build, without_init
 from ..errors import ConfigError
 from ..weights import load_weights
-from .finding import at
 from .editing import dotted
+from .finding import at
 from .planning import Swap
 
 # Height and width of the image, pixels: the first that a model can do with. Pedestrians are higher than wide.
@@ -33,7 +33,7 @@ TOO_SMALL = re.compile(
 class Proof(NamedTuple):
     step: str  # what was run: 'loss', or where a method's training needs data of its own kind, 'forward'
     loss: float
-    without_gradient: List[str]  # parameters of the backbone that the step does not reach
+    without_gradient: list[str]  # parameters of the backbone that the step does not reach
 
 
 def prove(swap: Swap) -> Proof:

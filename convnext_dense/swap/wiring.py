@@ -1,6 +1,7 @@
 """Which keys of a neck or head hold the widths of the maps that it is given."""
 
-from typing import Iterator, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from .measuring import Map
 
@@ -9,9 +10,9 @@ class Binding(NamedTuple):
     """A key that holds the widths of maps ``indices``, in this order, and then ``tail``, which are widths of its own."""
 
     path: tuple
-    indices: Tuple[int, ...]
+    indices: tuple[int, ...]
     tail: tuple = ()
-    index_path: Optional[tuple] = None  # of the key that names the maps, mmseg's in_index
+    index_path: tuple | None = None  # of the key that names the maps, mmseg's in_index
 
 
 def bindings(

@@ -6,8 +6,8 @@ from keyword import iskeyword
 from pathlib import Path
 
 from ..errors import ConfigError
-from .finding import at, read_config
 from .editing import Absent
+from .finding import at, read_config
 from .planning import Swap
 
 WIDTH = 120

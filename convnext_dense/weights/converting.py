@@ -1,8 +1,9 @@
 """Weights of any known layout under the names of another, backbones as well as whole models."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Dict, Mapping, NamedTuple, Tuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ class Conversion(NamedTuple):
     architecture: (
         Architecture  # of its backbone; its eps is not in the file and stands at its default
     )
-    tensors: Dict[str, Tensor]
-    dropped: Dict[str, str]  # name in the source -> why
-    kept: Tuple[
+    tensors: dict[str, Tensor]
+    dropped: dict[str, str]  # name in the source -> why
+    kept: tuple[
         str, ...
     ]  # names outside the backbone: necks and heads, which are taken over as they are
     wrapper: str  # key under which a .pth of this layout keeps the tensors; '' for none
@@ -49,7 +50,7 @@ class Conversion(NamedTuple):
 
 
 def convert(
-    source: Union[str, Path, Mapping[str, Tensor]], to: str = 'ours', backbone_only: bool = False
+    source: str | Path | Mapping[str, Tensor], to: str = 'ours', backbone_only: bool = False
 ) -> Conversion:
     """Rename the backbone in ``source`` to the names of ``to``, bit for bit.
 
@@ -142,7 +143,7 @@ def _check(found, architecture, where):
         )
 
 
-def save(conversion: Conversion, path: Union[str, Path]) -> None:
+def save(conversion: Conversion, path: str | Path) -> None:
     """Write .safetensors or .pth, whole or not at all. Only .pth keeps the classes.
 
     Raises:

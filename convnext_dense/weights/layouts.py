@@ -6,8 +6,10 @@ Ours are the official names, so that official files need no renaming.
 """
 
 import re
-from functools import lru_cache
-from typing import Callable, Dict, Mapping, NamedTuple, Optional, Pattern, Tuple
+from collections.abc import Callable, Mapping
+from functools import cache
+from re import Pattern
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -23,9 +25,7 @@ FINAL_NORM, HEAD, PROJECTOR = (
 
 class Reshape(NamedTuple):
     to_ours: Callable[[Tensor], Tensor]  # leaves alone what has not the layout's form
-    to_theirs: Optional[Callable[[Tensor, int], Tensor]] = (
-        None  # is also given the width of the stem
-    )
+    to_theirs: Callable[[Tensor, int], Tensor] | None = None  # is also given the width of the stem
 
 
 class Layout(NamedTuple):
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
     table: Mapping[str, str]  # our name -> theirs; the first row that fits counts
     reshape: Mapping[str, Reshape] = {}  # end of our name -> how its tensor is stored
     dropped: Mapping[str, str] = {}  # start of another known name of theirs -> why it is left out
-    wrapper: Optional[str] = None  # key under which their .pth files keep the tensors
+    wrapper: str | None = None  # key under which their .pth files keep the tensors
 
 
 def _flat(value):
@@ -216,10 +216,10 @@ LAYOUTS = (
 class Renamed(NamedTuple):
     layout: Layout
     prefix: str  # path to the backbone inside the source, with its trailing dot
-    tensors: Dict[str, Tensor]  # under our names, in our shapes
-    names: Dict[str, str]  # our name -> name in the source
-    dropped: Dict[str, str]  # name in the source -> why
-    unknown: Tuple[str, ...]  # names inside the backbone that the layout does not know
+    tensors: dict[str, Tensor]  # under our names, in our shapes
+    names: dict[str, str]  # our name -> name in the source
+    dropped: dict[str, str]  # name in the source -> why
+    unknown: tuple[str, ...]  # names inside the backbone that the layout does not know
 
 
 def to_ours(tensors: Mapping[str, Tensor], where: str) -> Renamed:
@@ -253,7 +253,7 @@ def to_ours(tensors: Mapping[str, Tensor], where: str) -> Renamed:
 
 def to_theirs(
     tensors: Mapping[str, Tensor], layout: Layout
-) -> Tuple[Dict[str, Tensor], Tuple[str, ...]]:
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """A backbone under our names -> under ``layout``'s, and the names that it has no place for."""
     width = tensors['downsample_layers.0.0.weight'].shape[0]
     renamed, without_place = {}, []
@@ -269,7 +269,7 @@ def to_theirs(
     return renamed, tuple(without_place)
 
 
-def translate(name: str, layout: Layout, reverse: bool = False) -> Optional[str]:
+def translate(name: str, layout: Layout, reverse: bool = False) -> str | None:
     """Our name -> theirs, or theirs -> ours in ``reverse``; None if the table has no row for it.
 
     Theirs -> ours counts only if it leads back: ``features.3`` is a stage and no reduction in torchvision.
@@ -292,13 +292,13 @@ def translate(name: str, layout: Layout, reverse: bool = False) -> Optional[str]
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(template: str) -> Pattern:
     fields = re.sub(r'\\{(\w+)\\}', r'(?P<\1>0|[1-9][0-9]{0,3})', re.escape(template))
     return re.compile(fields + r'(?P<leaf>\.weight|\.bias)?')
 
 
-def architecture_of(tensors: Mapping[str, Tensor]) -> Optional[Architecture]:
+def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
     """Of a backbone under our names; None where it has not four stages. Files do not tell the eps."""
     blocks = [set(), set(), set(), set()]
     for name in tensors:
@@ -316,7 +316,7 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> Optional[Architecture]:
     return Architecture(tuple(map(len, blocks)), tuple(dim for (dim,) in dims), generation)
 
 
-def _recognise(tensors: Mapping[str, Tensor], where: str) -> Tuple[Layout, str]:
+def _recognise(tensors: Mapping[str, Tensor], where: str) -> tuple[Layout, str]:
     """By the first depthwise convolution, whose name differs in every layout."""
     found = []
     for layout in LAYOUTS:

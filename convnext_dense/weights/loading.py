@@ -3,8 +3,9 @@
 import difflib
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -23,12 +24,12 @@ CLASSIFIER = {'norm.': layouts.FINAL_NORM, 'head.': layouts.HEAD}
 
 class LoadReport(NamedTuple):
     layout: str  # what the source was recognised as
-    loaded: List[str]  # tensors of the network that were copied
-    dropped: Dict[str, str]  # tensor of the source -> why it was left out
-    left_as_initialised: List[
+    loaded: list[str]  # tensors of the network that were copied
+    dropped: dict[str, str]  # tensor of the source -> why it was left out
+    left_as_initialised: list[
         str
     ]  # tensors of the network that the source does not have: output norms
-    changed: Dict[
+    changed: dict[
         str, str
     ] = {}  # tensor of the network -> what was done to the source's to make it fit
 
@@ -60,7 +61,7 @@ class LoadReport(NamedTuple):
 
 
 def load_weights(
-    net: nn.Module, source: Union[str, Path, Mapping[str, Tensor]], inflate: str = 'mean'
+    net: nn.Module, source: str | Path | Mapping[str, Tensor], inflate: str = 'mean'
 ) -> LoadReport:
     """Copy weights into a ``ConvNeXt`` in place and account for every tensor on both sides.
 
@@ -120,7 +121,7 @@ def match(
     tensors: Mapping[str, Tensor],
     where: str = 'a state dict',
     inflate: str = 'mean',
-) -> Tuple[Dict[str, Tensor], LoadReport]:
+) -> tuple[dict[str, Tensor], LoadReport]:
     """What ``load_weights`` would copy, by name, and its report. Names, types and shapes only, so also for meta tensors."""
     if inflate not in ('mean', 'zero'):
         raise WeightsError(f"inflate is 'mean' or 'zero', not {inflate!r}")
@@ -174,7 +175,7 @@ def match(
     return given, LoadReport(label, list(given), dropped, left, changed)
 
 
-def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Dict[str, List[str]]:
+def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Kind of difference (missing, unknown, of another shape) -> the tensors that it is true of."""
     return {
         'missing': [name for name in own if name not in given],
@@ -187,14 +188,14 @@ def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Dict[str,
     }
 
 
-def listing(problems: Mapping[str, List[str]]) -> str:
+def listing(problems: Mapping[str, list[str]]) -> str:
     """A line per kind of difference, with its first few tensors."""
     return '\n'.join(
         f'  {len(names)} {kind}: {few(names)}' for kind, names in problems.items() if names
     )
 
 
-def read(source: Union[str, Path, Mapping[str, Tensor]]) -> Tuple[Dict[str, Tensor], str, dict]:
+def read(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, dict]:
     """Path, URL, preset or state dict -> tensors, what to call the source in messages, and its classes if it has any."""
     if isinstance(source, Mapping):
         return reading.find_weights(dict(source), 'the state dict'), 'the state dict', {}
@@ -232,7 +233,7 @@ def _inflated(stem: Tensor, bands: int, inflate: str) -> Tensor:
 
 
 def _likely_cause(
-    net: nn.Module, found: Optional[Architecture], problems: Mapping[str, List[str]]
+    net: nn.Module, found: Architecture | None, problems: Mapping[str, list[str]]
 ) -> str:
     if found and not _same(found, net.architecture):
         return _other_architecture(found, net.architecture)
@@ -260,12 +261,12 @@ def _other_architecture(source: Architecture, network: Architecture) -> str:
     )
 
 
-def few(names: List[str]) -> str:
+def few(names: list[str]) -> str:
     """The first three, for a message."""
     return ', '.join(name[:200] for name in names[:3]) + (', ...' if len(names) > 3 else '')
 
 
-def counts(values: Iterable[str]) -> List[Tuple[str, int]]:
+def counts(values: Iterable[str]) -> list[tuple[str, int]]:
     """Each value and how often it occurs, in order of appearance."""
     values = list(values)
     return [(value, values.count(value)) for value in dict.fromkeys(values)]

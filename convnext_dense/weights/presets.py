@@ -5,7 +5,7 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock  # torch requires it
@@ -24,11 +24,11 @@ class Preset(NamedTuple):
     layout: str
     licence: str
     resolution: int = 224  # of the images that it was last trained on, pixels
-    top1: Optional[float] = (
+    top1: float | None = (
         None  # ImageNet-1k accuracy as published by its authors, percent; None: none published
     )
-    mean: Tuple[float, float, float] = IMAGENET[0]  # RGB, 0 to 255
-    std: Tuple[float, float, float] = IMAGENET[1]
+    mean: tuple[float, float, float] = IMAGENET[0]  # RGB, 0 to 255
+    std: tuple[float, float, float] = IMAGENET[1]
 
 
 def _official(sizes, name, file, accuracies=(), resolution=224):
@@ -53,7 +53,7 @@ TIMM_RELEASE = (
     'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-rsb-weights/convnext_'
 )
 
-PRESETS: Dict[str, Preset] = {
+PRESETS: dict[str, Preset] = {
     # Without weight averaging: where the official COCO and ADE20K recipes start. Their accuracy is not published.
     **dict(_official('tiny small base large', '{}_in1k', '{}_1k_224')),
     **dict(
@@ -151,7 +151,7 @@ PRESETS: Dict[str, Preset] = {
 }
 
 
-def find(source) -> Optional[str]:
+def find(source) -> str | None:
     """The preset that ``source`` names or is the URL of; None for anything else."""
     return next((name for name, preset in PRESETS.items() if source in (name, preset.source)), None)
 
@@ -225,7 +225,7 @@ def _download(url: str, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _in_hub_cache(repository: str) -> Optional[Path]:
+def _in_hub_cache(repository: str) -> Path | None:
     try:
         from huggingface_hub import try_to_load_from_cache
     except ModuleNotFoundError:

@@ -8,8 +8,8 @@ tensors and plain containers and nothing else: every other class that the file n
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Dict, Mapping, Tuple
 
 import torch
 from torch import Tensor
@@ -185,7 +185,7 @@ class _Unpickler(
         dispatch[code[0]] = _identity_hash(dispatch[code[0]])
 
 
-def read(path: Path) -> Tuple[Dict[str, Tensor], dict]:
+def read(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Path of a .pth (zip, or from before torch 1.6) or safetensors file -> name and tensor of its weights, and the
     names and colours of its classes (``classes``, ``palette``) where a checkpoint of the MMEngine family has them.
 
@@ -216,7 +216,7 @@ def read(path: Path) -> Tuple[Dict[str, Tensor], dict]:
         raise WeightsError(f'{path} cannot be read: {error}') from None
 
 
-def find_weights(content: object, where: str) -> Dict[str, Tensor]:
+def find_weights(content: object, where: str) -> dict[str, Tensor]:
     """The dict of names and tensors inside whatever a training script has wrapped around it."""
     path = []
     while isinstance(content, Mapping) and len(path) < 5:

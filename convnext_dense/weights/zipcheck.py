@@ -6,12 +6,12 @@ in all records, and padding is made of the letter Z. The fields are those of PKW
 
 import struct
 import zipfile
-from typing import BinaryIO, Dict, Tuple
+from typing import BinaryIO
 
 LIMIT = 0xFFFFFFFF  # of the 32-bit fields; beyond it the zip64 fields count
 
 
-def check_zip(file: BinaryIO, archive: zipfile.ZipFile) -> Dict[str, Tuple[int, int]]:
+def check_zip(file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, tuple[int, int]]:
     """Account for every byte of ``archive``, which is open on ``file``.
 
     Returns:

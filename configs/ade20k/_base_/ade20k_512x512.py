@@ -1,5 +1,5 @@
-# ADE20K, 150 classes, label 0 ignored. Images are resized to (2048, 512) x 0.5 ... 2.0 and cropped to 512 x 512.
-# 2 images a GPU on 8 GPUs: 16 a step.
+# ADE20K, 150 classes, label 0 ignored. Images are resized to (2048, 512) x 0.5 ... 2.0 and cropped
+# to 512 x 512. 2 images a GPU on 8 GPUs: 16 a step.
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
 scale = (2048, 512)
@@ -20,7 +20,8 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-# As published: ratios of the (2048, 512) reference, not of the image; mmseg's own pipeline scales the image.
+# As published: ratios of the (2048, 512) reference, not of the image; mmseg's own pipeline scales
+# the image.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

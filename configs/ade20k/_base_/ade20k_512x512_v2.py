@@ -1,4 +1,5 @@
-# As for V1, but for the scales of multi-scale testing: those of the ConvNeXt V2 paper's appendix A.4.
+# As for V1, but for the scales of multi-scale testing: those of the ConvNeXt V2 paper's appendix
+# A.4.
 _base_ = 'ade20k_512x512.py'
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1].transforms[0] = [

@@ -1,4 +1,5 @@
-# ADE20K for the models from ImageNet-22k: images resized to (2560, 640) x 0.5 ... 2.0 and cropped to 640 x 640.
+# ADE20K for the models from ImageNet-22k: images resized to (2560, 640) x 0.5 ... 2.0 and cropped
+# to 640 x 640.
 _base_ = 'ade20k_512x512.py'
 crop_size, scale = (640, 640), (2560, 640)
 train_pipeline, test_pipeline, tta_pipeline = (

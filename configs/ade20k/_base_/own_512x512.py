@@ -1,5 +1,6 @@
-# Images and label maps of your own: images/{train,val}/*.jpg beside labels/{train,val}/*.png of the same names, where a
-# pixel is the number of its class and 255 is ignored. 4 images a step on one GPU.
+# Images and label maps of your own: images/{train,val}/*.jpg beside labels/{train,val}/*.png of the
+# same names, where a pixel is the number of its class and 255 is ignored. 4 images a step on one
+# GPU.
 _base_ = 'ade20k_512x512.py'
 dataset = dict(
     type='BaseSegDataset',

@@ -4,8 +4,8 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
-    # 1500 iterations of warm-up on top of a decay that starts at 0. MMEngine counts one step less than mmcv did: the
-    # ends below give the official curve.
+    # 1500 iterations of warm-up on top of a decay that starts at 0. MMEngine counts one step less
+    # than mmcv did: the ends below give the official curve.
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1501),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=160001),
 ]

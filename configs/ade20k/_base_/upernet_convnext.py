@@ -1,5 +1,5 @@
-# UperNet on ConvNeXt with an auxiliary FCN head on stage 2. A leaf sets arch, drop_path_rate, the heads' in_channels
-# and the crop.
+# UperNet on ConvNeXt with an auxiliary FCN head on stage 2. A leaf sets arch, drop_path_rate, the
+# heads' in_channels and the crop.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(
@@ -42,6 +42,7 @@ model = dict(
     test_cfg=dict(mode='slide'),
 )
 
-# Multi-scale + flip testing is published on whole images; tools/test.py --tta replaces model.test_cfg.
+# Multi-scale + flip testing is published on whole images; tools/test.py --tta replaces
+# model.test_cfg.
 tta_model = dict(type='SegTTAModel')
 tta_test_cfg = dict(mode='whole')

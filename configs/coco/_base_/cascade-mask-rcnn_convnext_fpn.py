@@ -1,4 +1,5 @@
-# Cascade Mask R-CNN: three box heads of four convolutions and one linear layer, GIoU loss on decoded boxes.
+# Cascade Mask R-CNN: three box heads of four convolutions and one linear layer, GIoU loss on
+# decoded boxes.
 _base_ = 'mask-rcnn_convnext_fpn.py'
 stages = [  # IoU that makes a box positive, spread of the box deltas
     (0.5, [0.1, 0.1, 0.2, 0.2]),

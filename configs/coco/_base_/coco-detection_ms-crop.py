@@ -1,4 +1,5 @@
-# The boxes alone, with DETR's own bound on the long side before the crop. 2 images a GPU on 8 GPUs: 16 a step.
+# The boxes alone, with DETR's own bound on the long side before the crop. 2 images a GPU on 8 GPUs:
+# 16 a step.
 _base_ = 'coco-instance_ms-crop.py'
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 for pipeline in (train_pipeline, test_pipeline):

@@ -1,5 +1,5 @@
-# Large-scale jittering (arXiv 2012.07177): images resized by 0.1 ... 2.0 of 1024 x 1024, then cropped to it.
-# 4 images a GPU on 8 GPUs: 32 a step.
+# Large-scale jittering (arXiv 2012.07177): images resized by 0.1 ... 2.0 of 1024 x 1024, then
+# cropped to it. 4 images a GPU on 8 GPUs: 32 a step.
 _base_ = 'coco-instance_ms-crop.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,5 +1,5 @@
-# Mask R-CNN on ConvNeXt and FPN. Heads, assigners and samplers are those of the standard ResNet-50 3x recipe.
-# A leaf sets arch, drop_path_rate and the neck's in_channels.
+# Mask R-CNN on ConvNeXt and FPN. Heads, assigners and samplers are those of the standard ResNet-50
+# 3x recipe. A leaf sets arch, drop_path_rate and the neck's in_channels.
 custom_imports = dict(
     imports=['convnext_dense.roi_extractor']
 )  # needs mmdet, so it is not imported by default

@@ -1,4 +1,5 @@
-# For large-scale jittering: images are padded to 1024 x 1024 in training, and soft-NMS as in the ConvNeXt V2 paper.
+# For large-scale jittering: images are padded to 1024 x 1024 in training, and soft-NMS as in the
+# ConvNeXt V2 paper.
 _base_ = 'mask-rcnn_convnext_fpn.py'
 model = dict(
     data_preprocessor=dict(

@@ -1,4 +1,5 @@
-# 12 epochs of AdamW without layer-wise decay: the backbone at a tenth of the rate, as DINO is trained.
+# 12 epochs of AdamW without layer-wise decay: the backbone at a tenth of the rate, as DINO is
+# trained.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -4,7 +4,8 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
-    # 500 iterations of warm-up. MMEngine counts one step less than mmcv did: end=501 gives the official curve.
+    # 500 iterations of warm-up. MMEngine counts one step less than mmcv did: end=501 gives the
+    # official curve.
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
     dict(type='MultiStepLR', begin=0, end=36, by_epoch=True, milestones=[27, 33], gamma=0.1),
 ]

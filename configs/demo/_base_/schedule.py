@@ -1,4 +1,5 @@
-# A few hundred iterations: warm-up, then a cosine to 0. A leaf sets lr, paramwise_cfg and max_iters.
+# A few hundred iterations: warm-up, then a cosine to 0. A leaf sets lr, paramwise_cfg and
+# max_iters.
 train_cfg = dict(type='IterBasedTrainLoop')
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,5 +1,6 @@
-# Street scenes in the layout of CamVid (480 x 360, 11 classes, 11 is unknown), from random weights, in minutes on two CPU
-# cores: at two thirds of the size, 300 steps of 8 crops for every model, the same images in the same order.
+# Street scenes in the layout of CamVid (480 x 360, 11 classes, 11 is unknown), from random weights,
+# in minutes on two CPU cores: at two thirds of the size, 300 steps of 8 crops for every model, the
+# same images in the same order.
 _base_ = [
     '../../ade20k/_base_/upernet_convnext.py',
     '../../ade20k/_base_/runtime.py',
