@@ -16,10 +16,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
     locations=['convnext_dense.layer_decay'],
 )
 HOOKS = root.Registry(
-    'hook',
-    parent=root.HOOKS,
-    scope='convnext_dense',
-    locations=['convnext_dense.hooks', 'convnext_dense.watching'],
+    'hook', parent=root.HOOKS, scope='convnext_dense', locations=['convnext_dense.hooks']
 )
 TRANSFORMS = root.Registry(
     'transform',

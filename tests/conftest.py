@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
 
 
 def _half_convolution():
@@ -80,10 +79,10 @@ def _seed():
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory):
     """Folder with a few generated scenes in COCO (``coco``) and ADE20K (``ade``) layout."""
-    import demo_data
+    from convnext_dense.demo import scenes as generator
 
     folder = tmp_path_factory.mktemp('scenes') / 'data'
-    demo_data.write(folder, dict(train=16, val=4, test=4))
+    generator.write(folder, dict(train=16, val=4, test=4))
     return folder
 
 

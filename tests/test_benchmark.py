@@ -81,9 +81,8 @@ def test_other_networks_are_not_timed(monkeypatch):
 
 def test_plain_operators_are_plain(monkeypatch):
     """The row of that name in the comparison of whole models."""
-    import benchmark
-
     from convnext_dense import fast_path
+    from convnext_dense.evaluation import backbones as benchmark
 
     scenario, calls = peers.Scenario(DEMO['ade'], '1x128x128'), []
     block = fast_path._block

@@ -18,7 +18,7 @@ from PIL import Image
 from conftest import ADE_T, ALL_CONFIGS, COCO_T, ROOT
 from convnext_dense import PRESETS
 from convnext_dense.architectures import get_architecture
-from convnext_dense.building import build
+from convnext_dense.inference.building import build
 
 
 def load(path):

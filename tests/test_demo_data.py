@@ -2,7 +2,6 @@
 
 import hashlib
 
-import demo_data
 import numpy as np
 import pytest
 from mmengine.config import Config
@@ -11,6 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from conftest import DEMO, ROOT
+from convnext_dense.demo import scenes as demo_data
 
 
 def digest(folder):

@@ -11,7 +11,7 @@ from pytest import mark, raises
 
 from conftest import DEMO, randomise
 from convnext_dense import ConfigError, ConvNeXt, fast_path, fuse
-from convnext_dense.building import build
+from convnext_dense.inference.building import build
 
 
 @pytest.fixture(autouse=True)

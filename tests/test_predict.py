@@ -4,9 +4,7 @@ import json
 
 import cv2
 import numpy as np
-import predict
 import pytest
-import show_features
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -15,6 +13,9 @@ from pycocotools.coco import COCO
 
 from conftest import DEMO, ROOT, randomise
 from convnext_dense import ConvNeXt
+from convnext_dense.commands.show_features import main
+from convnext_dense.inference import features as show_features
+from convnext_dense.inference import prediction as predict
 
 
 @pytest.fixture(scope='module', params=['coco', 'ade'])
@@ -174,27 +175,14 @@ def test_what_is_wrong_is_said(model, tmp_path, exits):
 @pytest.mark.parametrize(
     'arch', ['atto', 'v2_atto', dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))], ids=str
 )
-def test_features_of_a_file_beside_random_ones(arch, photo, tmp_path, monkeypatch, capsys):
+def test_features_of_a_file_beside_random_ones(arch, photo, tmp_path, capsys):
     state = {
         f'backbone.{name}': value for name, value in randomise(ConvNeXt(arch)).state_dict().items()
     }
     torch.save(state, tmp_path / 'weights.pth')
-    monkeypatch.setattr(
-        'sys.argv',
-        [
-            'show_features.py',
-            str(photo),
-            str(tmp_path / 'weights.pth'),
-            '--size',
-            '64',
-            '--out',
-            str(tmp_path / 'new' / 'f.png'),
-        ],
-    )
-    show_features.main()
-    assert (
-        Image.open(tmp_path / 'new' / 'f.png').width == 1200 and 'wrote' in capsys.readouterr().out
-    )
+    out = tmp_path / 'new' / 'f.png'
+    main([str(photo), str(tmp_path / 'weights.pth'), '--size', '64', '--out', str(out)])
+    assert Image.open(out).width == 1200 and 'wrote' in capsys.readouterr().out
 
 
 def test_components_are_those_of_the_map():

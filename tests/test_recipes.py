@@ -18,7 +18,7 @@ from torch import nn
 
 from conftest import ALL_CONFIGS, ROOT
 from convnext_dense import PRESETS, ConfigError
-from convnext_dense.flops import count
+from convnext_dense.evaluation.flops import count
 
 FB = 'https://dl.fbaipublicfiles.com/convnext/'
 CASCADE = 'cascade-mask-rcnn_convnext-{}_fpn_4conv1fc-giou_amp-ms-crop-3x_coco'
@@ -523,7 +523,7 @@ def test_a_size_that_a_model_cannot_take_is_an_error():
 
 
 def test_tables_are_what_the_configs_give():
-    import make_tables
+    from convnext_dense.evaluation import recipe_tables as make_tables
 
     for task in make_tables.TASKS:
         page = (ROOT / 'configs' / task / 'README.md').read_text()

@@ -8,14 +8,9 @@ import shutil
 import signal
 import time
 
-import label_folder
 import numpy as np
-import page
 import pytest
 import torch
-from benchmark_segmentation import find
-from contestant import Contestant
-from demo_data import SHAPES, STUFF
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import MODELS, init_default_scope
@@ -23,7 +18,12 @@ from PIL import Image
 
 from conftest import DEMO, ROOT, run, start
 from convnext_dense import ConfigError, WeightsError
-from convnext_dense.pictures import distinct_colours, overlay, save_labels, with_legend
+from convnext_dense.data import label_folder
+from convnext_dense.data.pictures import distinct_colours, overlay, save_labels, with_legend
+from convnext_dense.demo.scenes import SHAPES, STUFF
+from convnext_dense.evaluation import segmentors_page as page
+from convnext_dense.evaluation.contestant import Contestant
+from convnext_dense.evaluation.segmentors import find
 
 NAMES = (*STUFF, *SHAPES)
 STREET = 'configs/demo/upernet_convnext-atto_street.py'

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from conftest import ADE_T, COCO_T, ROOT, run
 from convnext_dense import ConfigError, swap_backbone
-from convnext_dense.building import build
+from convnext_dense.inference.building import build
 from convnext_dense.swap import allow_unused, plan, prove, write_config
 from convnext_dense.swap.editing import plain
 from convnext_dense.swap.finding import at, find_config, read_config

@@ -15,9 +15,9 @@ from PIL import Image
 
 import convnext_dense
 from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
-from convnext_dense import hooks
-from convnext_dense.hooks import check_names
-from convnext_dense.watching import CurvesHook
+from convnext_dense.training import checkpoint_hook as hooks
+from convnext_dense.training.checkpoint_hook import check_names
+from convnext_dense.training.watching import CurvesHook
 
 SHORT = {
     'train_cfg.max_iters': 2,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from ..architectures import get_architecture
-from ..building import build
 from ..errors import ConfigError
+from ..inference.building import build
 
 # Of the image that they are run on, pixels. A backbone made for one size is run on that. A neck first sees the size of
 # pedestrians, since the one that re-identifies them pools just that, then one large enough for SSD's.

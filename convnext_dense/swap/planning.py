@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..architectures import ARCHITECTURES, get_architecture
-from ..building import build
 from ..errors import ConfigError
+from ..inference.building import build
 from ..weights import PRESETS
 from .editing import Absent, Change, Edits, dotted, plain
 from .finding import at, find_config, find_owners, other_backbones, read_config, walk

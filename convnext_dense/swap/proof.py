@@ -16,8 +16,8 @@ from mmengine.registry import MODELS, init_default_scope
 
 from ..architectures import get_architecture
 from ..backbone import ConvNeXt
-from ..building import build, without_init
 from ..errors import ConfigError
+from ..inference.building import build, without_init
 from ..weights import load_weights
 from .editing import dotted
 from .finding import at

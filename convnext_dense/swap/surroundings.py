@@ -1,8 +1,8 @@
 """What else in a config knew the old backbone: normalisation, weights, names of layers, the optimiser."""
 
 from ..architectures import get_architecture
-from ..building import build
 from ..errors import ConfigError
+from ..inference.building import build
 from ..layer_decay import default_num_layers
 from ..weights.presets import IMAGENET
 from .editing import Edits, dotted

@@ -6,13 +6,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from common import quiet
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from rich.progress import track
 
-from convnext_dense import ConfigError
-from convnext_dense.pictures import distinct_colours
+from ..errors import ConfigError
+from ..printing import quiet
+from .pictures import distinct_colours
 
 IMAGES, LABELS = ('images', 'img_dir', 'imgs'), ('annotations', 'labels', 'ann_dir', 'masks')
 SPLITS = dict(

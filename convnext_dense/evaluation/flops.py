@@ -9,9 +9,9 @@ from mmengine.registry import init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .building import build
-from .errors import ConfigError
-from .fast_path import plain_operators
+from ..errors import ConfigError
+from ..fast_path import plain_operators
+from ..inference.building import build
 
 BOXES, MASKS = (
     1000,

@@ -13,7 +13,7 @@ from jinja2 import Template
 from PIL import Image
 from rich.table import Column, Table
 
-from convnext_dense.pictures import overlay, read
+from ..data.pictures import overlay, read
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -110,7 +110,8 @@ def write(rows, about, folder):
         json.dumps(dict(machine=about, models=rows), indent=1), encoding='utf-8'
     )
     page = Template(
-        (Path(__file__).with_name('page.html')).read_text(encoding='utf-8'), autoescape=True
+        (Path(__file__).with_name('segmentors_page.html')).read_text(encoding='utf-8'),
+        autoescape=True,
     )
     fine = [row for row in rows if 'error' not in row]
     metric, shown = (

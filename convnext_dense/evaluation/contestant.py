@@ -9,19 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import quiet
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, EVALUATOR, MODELS, init_default_scope
 from rich.progress import track
-from timing import peak_memory, synchronize
 
-from convnext_dense import ConfigError, fuse
-from convnext_dense.building import build, load
-from convnext_dense.flops import count
-from convnext_dense.pictures import save_labels
+from ..data.pictures import save_labels
+from ..errors import ConfigError
+from ..folding import fuse
+from ..inference.building import build, load
+from ..printing import quiet
+from .flops import count
+from .timing import peak_memory, synchronize
 
 BURST, WARM_UP = 5, 0.7  # predictions in a turn, and seconds before they are timed
 

@@ -9,8 +9,8 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from PIL import Image
 
-from .pictures import overlay, read, with_legend
-from .registry import HOOKS
+from ..data.pictures import overlay, read, with_legend
+from ..registry import HOOKS
 
 STEPS = 'watch/iter'  # at which evaluations took place, kept in the message hub like all curves: a resumed run goes on with them
 POINTS = 200  # of a loss curve; between them it is averaged

@@ -13,7 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from convnext_dense import ConfigError, WeightsError
+from ..errors import ConfigError, WeightsError
 
 SPLITS = ('train', 'val', 'test')
 PROGRESS = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
@@ -120,8 +120,11 @@ def quiet():
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def follow(command, log) -> Iterator[tuple[str, int, int, float | None]]:
-    """Run a tool of ours to its end, its output added to the file ``log``. Yields (train, val or test, iterations done, of how many, loss).
+def follow(command: str, arguments, log) -> Iterator[tuple[str, int, int, float | None]]:
+    """Run ``train`` or ``test`` to its end, its output added to the file ``log``.
+
+    Yields:
+        train, val or test; iterations done; of how many; loss.
 
     Raises:
         RuntimeError: it failed, with the last line that it wrote.
@@ -130,7 +133,7 @@ def follow(command, log) -> Iterator[tuple[str, int, int, float | None]]:
     with (
         open(log, 'a', encoding='utf-8') as file,
         subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            [sys.executable, '-m', 'convnext_dense.commands', command, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -143,4 +146,4 @@ def follow(command, log) -> Iterator[tuple[str, int, int, float | None]]:
             if match:
                 yield match[1], int(match[2]), int(match[3]), float(match[4]) if match[4] else None
     if process.returncode:
-        raise RuntimeError(f'{Path(command[0]).name} failed: {line} (the whole log: {log})')
+        raise RuntimeError(f'{command} failed: {line} (the whole log: {log})')

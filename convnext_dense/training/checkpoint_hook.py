@@ -1,0 +1,224 @@
+"""The checkpoint hook of our configs: refuses weights that do not fit, and resumes exactly."""
+
+import difflib
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop
+
+from ..backbone import ConvNeXt
+from ..errors import ConfigError, WeightsError
+from ..registry import HOOKS
+from ..weights.loading import compare, listing
+
+STATES = 'random_states'
+
+
+@HOOKS.register_module()
+class CheckpointHook(MMEngineCheckpointHook):
+    """MMEngine's checkpoint hook, and:
+
+    - A checkpoint that is loaded must have every name of the model and no other, and every tensor
+      its shape; MMEngine loads what happens to fit and only logs the rest. To fine-tune
+      (``load_from``), layers outside the backbone may have another number of outputs (other
+      classes), and the parts in ``may_differ`` may be of other layers; a warning names both.
+    - Checkpoints carry the states of Python's, NumPy's and torch's random generators of each rank,
+      and the seed of the sampler. The run goes on from these states at the next iteration, whether
+      it was interrupted or not, so validation in between changes nothing. Exact but for random
+      augmentation: dataloader workers start from their seed again after a resume.
+
+    Args:
+        may_differ: parts of the model outside its backbone, as their parameters' names begin:
+            ``'roi_head.mask_head'``. To fine-tune, what fits there is loaded; what the checkpoint
+            lacks stays as initialised, and what the model lacks is dropped. Not heeded to resume
+            or test.
+        the rest: as MMEngine's.
+
+    Raises:
+        WeightsError: names or shapes do not fit.
+        ConfigError: a part in ``may_differ`` reaches into the backbone, or is in neither the model
+            nor the checkpoint.
+    """
+
+    _states = None  # of all ranks, as last saved or loaded
+    _restore = False  # at the next training iteration
+
+    def __init__(self, *args, may_differ: str | Sequence[str] = (), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.may_differ = (may_differ,) if isinstance(may_differ, str) else tuple(may_differ)
+
+    def _save_checkpoint(self, runner) -> None:
+        # Overridden because, unlike before_save_checkpoint, it runs on every rank.
+        self._states = all_gather_object(_get_states())
+        self._restore = True
+        super()._save_checkpoint(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if self._states is not None:
+            seed = getattr(_sampler(runner), 'seed', None)
+            checkpoint[STATES] = dict(ranks=self._states, sampler_seed=seed)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        fine_tuning = isinstance(runner._train_loop, BaseLoop) and not runner._resume
+        for warning in check_names(
+            model,
+            checkpoint.get('state_dict', checkpoint),
+            fine_tuning,
+            self.may_differ if fine_tuning else (),
+        ):
+            runner.logger.warning(warning)
+        if not runner._resume or STATES not in checkpoint:
+            return
+        saved = checkpoint[STATES]
+        if len(saved['ranks']) != get_world_size():
+            runner.logger.warning(
+                f'the checkpoint is of {len(saved["ranks"])} processes, this run has '
+                f'{get_world_size()}: it goes on with fresh random states'
+            )
+            return
+        if hasattr(_sampler(runner), 'seed'):  # before the data order is drawn from it
+            _sampler(runner).seed = saved['sampler_seed']
+        self._states, self._restore = saved['ranks'], True
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if self._restore:
+            _set_states(self._states[get_rank()])
+            self._restore = False
+
+
+def check_names(
+    model: torch.nn.Module,
+    state_dict: Mapping[str, torch.Tensor],
+    heads_may_differ: bool,
+    may_differ: Sequence[str] = (),
+) -> list[str]:
+    """Compare names and shapes. Returns a warning for each part in ``may_differ``, and for each
+    class layer whose number of classes differs, if ``heads_may_differ``.
+
+    Raises:
+        WeightsError, ConfigError: as ``CheckpointHook``.
+    """
+    given = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    expected = model.state_dict()
+    backbones = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, ConvNeXt) or name.endswith('backbone')
+    ]
+    problems, warnings = compare(expected, given), []
+    for part in may_differ:
+        _check_part(part, {**expected, **given}, backbones)
+        missing, unknown, reshaped = (
+            [text for text in texts if _is_in(text, [part])] for texts in problems.values()
+        )
+        warnings.append(
+            f'may_differ, {part}: {len(missing + reshaped)} tensors of the model left '
+            f'as initialised, {len(unknown + reshaped)} of the checkpoint dropped'
+        )
+    # A layer that predicts classes differs in its number of outputs alone.
+    heads = [
+        text
+        for text in problems['of another shape']
+        if heads_may_differ
+        and not _is_in(text, [*backbones, *may_differ])
+        and expected[_name(text)].shape[1:] == given[_name(text)].shape[1:]
+    ]
+    problems = {
+        kind: [text for text in texts if text not in heads and not _is_in(text, may_differ)]
+        for kind, texts in problems.items()
+    }
+    wrong = [_name(text) for texts in problems.values() for text in texts]
+    if wrong:
+        advice = ''
+        if heads_may_differ and not any(_is_in(name, backbones) for name in wrong):
+            fitting = [
+                name
+                for name in given
+                if name in expected and given[name].shape == expected[name].shape
+            ]
+            parts = [*may_differ, *_parts(wrong, fitting)]
+            advice = (
+                '\nTo fine-tune from all that fits, name the parts that differ: '
+                f'default_hooks = dict(checkpoint=dict(may_differ={parts}))'
+            )
+        raise WeightsError(
+            f'the checkpoint is not of this model:\n{listing(problems)}\n'
+            'Load the weights of a backbone alone through model.backbone.init_cfg; a whole model '
+            'needs the same architecture and heads; only to fine-tune may the number of classes '
+            "differ. Models of the zoos, whose backbone is mmpretrain's, are renamed by "
+            f'tools/convert_weights.py.{advice}'
+        )
+    return warnings + [f'not loaded, other shape: {text}' for text in heads]
+
+
+def _check_part(part: str, names: Iterable[str], backbones: Iterable[str]) -> None:
+    if any(_is_in(part, [name]) or _is_in(name, [part]) for name in backbones):
+        raise ConfigError(
+            f'may_differ: {part!r} reaches into the backbone, which is loaded whole: '
+            'name parts outside it'
+        )
+    parts = {beginning for name in names for beginning in _beginnings(name)}
+    if part not in parts:
+        close = difflib.get_close_matches(part, sorted(parts))
+        raise ConfigError(
+            f'may_differ: {part!r} is in neither the model nor the checkpoint: '
+            'expected the beginning of names of parameters, up to a dot'
+            + (f', such as {", ".join(close)}' if close else '')
+        )
+
+
+def _parts(names: Iterable[str], fitting: Iterable[str]) -> list[str]:
+    """The largest parts that hold ``names`` and none of the ``fitting``."""
+    shared = {beginning for name in fitting for beginning in _beginnings(name)}
+    return list(
+        dict.fromkeys(
+            next((part for part in _beginnings(name) if part not in shared), name) for name in names
+        )
+    )
+
+
+def _beginnings(name: str) -> Iterable[str]:
+    """``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
+    return accumulate(name.split('.'), '{}.{}'.format)
+
+
+def _is_in(text: str, parts: Iterable[str]) -> bool:
+    return any(f'{_name(text)}.'.startswith(f'{part}.') for part in parts)
+
+
+def _name(text: str) -> str:
+    """Of a tensor, behind which its shapes may follow."""
+    return text.partition(' ')[0]
+
+
+def _sampler(runner):
+    return getattr(runner.train_dataloader.batch_sampler, 'sampler', None)
+
+
+def _get_states() -> dict:
+    """Of this process. As arrays: MMEngine moves tensors of a resumed checkpoint to the GPU."""
+    states = dict(
+        python=random.getstate(),
+        numpy=np.random.get_state(legacy=False),
+        torch=torch.get_rng_state().numpy(),
+    )
+    if torch.cuda.is_available():
+        states['cuda'] = torch.cuda.get_rng_state().numpy()
+    return states
+
+
+def _set_states(states: dict) -> None:
+    random.setstate(states['python'])
+    np.random.set_state(states['numpy'])
+    torch.set_rng_state(torch.from_numpy(states['torch']))
+    if 'cuda' in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.from_numpy(states['cuda']))
