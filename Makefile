@@ -1,5 +1,6 @@
 # make demo           set up once, then train, evaluate and show both tasks on generated data
 # make test           set up once, then the test suite
+# make lint           format, lint, the order of imports and types, as CI checks them
 # make test-slow      the checks that take longer: overfitting, interrupted training, the README's commands
 # make test-upstream  the same suite beside the frozen upstream OpenMMLab packages (Python 3.10 or 3.11)
 # make benchmark      speed and memory beside other implementations; writes docs/benchmark
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: benchmark census demo demo-seeds gpu test test-slow test-upstream
+.PHONY: benchmark census demo demo-seeds gpu lint test test-slow test-upstream
 
 demo: .venv/.ready
 	$(RUN) tools/demo.py
@@ -28,6 +29,12 @@ census: .venv/.ready
 
 test: .venv/.ready
 	$(RUN) -m pytest
+
+lint: .venv/.ready
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	.venv/bin/lint-imports --no-logo
+	$(RUN) -m mypy
 
 test-slow: .venv/.ready
 	$(RUN) -m pytest -m slow

@@ -10,7 +10,8 @@ from PIL import Image
 from conftest import DEMO, run
 from convnext_dense import ConfigError
 from convnext_dense.evaluation import peers
-from convnext_dense.evaluation.timing import Process, figures, interleaved, peak_memory
+from convnext_dense.evaluation.processes import Process
+from convnext_dense.evaluation.timing import figures, interleaved, peak_memory
 
 OURS = dict(inference=peers.OURS, training=peers.OURS_IN_TRAINING)
 

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from conftest import DEMO, ROOT
 from convnext_dense import ConfigError, WeightsError
-from convnext_dense.training.checkpoint_hook import check_names
+from convnext_dense.weights.comparing import check_names
 
 FASTER = re.search(
     r"```python\n_base_ = 'my_detector.py'\n(.*?)```",

@@ -16,8 +16,8 @@ from PIL import Image
 import convnext_dense
 from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
 from convnext_dense.training import checkpoint_hook as hooks
-from convnext_dense.training.checkpoint_hook import check_names
 from convnext_dense.training.watching import CurvesHook
+from convnext_dense.weights.comparing import check_names
 
 SHORT = {
     'train_cfg.max_iters': 2,

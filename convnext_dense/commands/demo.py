@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..demo import scenes
 from ..demo.running import (
     METRICS,
     ROOT,

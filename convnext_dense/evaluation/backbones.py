@@ -13,7 +13,8 @@ from ..architectures import ARCHITECTURES
 from ..fast_path import plain_operators
 from ..folding import fuse
 from .peers import OURS, OURS_IN_TRAINING, PEERS, Scenario, candidate, common, images_of, official
-from .timing import Candidate, Process, figures, interleaved, product_rate
+from .processes import Process
+from .timing import Candidate, figures, interleaved, product_rate
 
 NAMED = 0.03  # share of the time from which a part is named
 WHOLE = ('plain operators', 'convnext_dense', 'convnext_dense, fused')

@@ -12,7 +12,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import ConvNeXt, fuse
+from ..backbone import ConvNeXt
+from ..folding import fuse
 from .peers import (
     BOUND,
     MODES,

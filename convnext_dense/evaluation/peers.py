@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ARCHITECTURES, ConfigError, ConvNeXt, fuse
+from ..architectures import ARCHITECTURES
+from ..backbone import ConvNeXt
+from ..errors import ConfigError
+from ..folding import fuse
 from ..layers import Block
+from ..printing import quiet
 from ..weights import convert
-from .timing import Candidate, fastest, quiet, tf32
+from .timing import Candidate, fastest, tf32
 
 # Of an output's error, relative to float64: beyond it is another network.
 BOUND = dict(float32=1e-4, bfloat16=0.1, float16=0.02)

@@ -22,7 +22,8 @@ from ..printing import quiet
 from ..training.running import follow
 from . import segmentors_page as page
 from .contestant import BURST, Contestant
-from .timing import Process, interleaved, machine
+from .processes import Process
+from .timing import interleaved, machine
 
 FORMAT = 2  # of rows that are kept; those of another are measured anew
 

@@ -1,16 +1,12 @@
 """Interleaved timing, the allocator's count of memory, and what the machine can do."""
 
 import contextlib
-import io
 import math
-import multiprocessing
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -51,65 +47,6 @@ class Candidate(NamedTuple):
 
     def shares(self) -> dict[str, float]:
         return shares(self.function, self.device)
-
-
-class Process:
-    """``make(*args)``, a Candidate, in a process of its own.
-
-    So that no other model has warmed its memory: beside others in one process, a model that
-    allocates much finds pages that are there already, and looks 1.2 times as fast as its users
-    see it.
-
-    Raises:
-        RuntimeError: ``make`` or the candidate raised something, or the process was killed.
-    """
-
-    def __init__(self, make: Callable, *args):
-        context = multiprocessing.get_context('spawn')
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(other, torch.get_num_threads(), make, args), daemon=True
-        )
-        self.process.start()
-        other.close()
-
-    def ask(self, question: str):
-        """``facts``, ``seconds``, ``memory`` or ``shares`` of the candidate."""
-        try:
-            self.pipe.send(question)
-            answer = self.pipe.recv()
-        except (EOFError, OSError):
-            raise RuntimeError('its process has died: out of memory?') from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def end(self):
-        self.process.terminate()
-        self.process.join()
-
-
-def _serve(pipe, threads, make, args):
-    # Ctrl-C is for the process that asks, and it ends this one
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # of other libraries, for every model again; what matters raises
-    warnings.simplefilter('ignore')
-    torch.set_num_threads(threads)
-    candidate = None
-    while True:
-        question = pipe.recv()
-        try:
-            with quiet():
-                candidate = candidate or make(*args)
-            answer = candidate.facts if question == 'facts' else getattr(candidate, question)()
-        except Exception as error:
-            answer = RuntimeError(f'{type(error).__name__}: {error}')
-        pipe.send(answer)
-
-
-def quiet():
-    """Without what libraries print, as some do when they are imported."""
-    return contextlib.redirect_stdout(io.StringIO())
 
 
 def interleaved(

@@ -6,6 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..weights.comparing import check_names
 from ..weights.loading import read
 
 WEIGHTS = ('init_cfg', 'pretrained', 'teacher_ckpt')
@@ -30,9 +31,6 @@ def load(model: nn.Module, checkpoint: str | Path) -> dict:
     Raises:
         WeightsError: it cannot be read, or is not of this model, to the last name and shape.
     """
-    from ..training.checkpoint_hook import (
-        check_names,  # imports MMEngine's runner, which nothing else here needs
-    )
 
     tensors, _, classes = read(checkpoint)
     tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}

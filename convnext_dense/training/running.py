@@ -1,7 +1,5 @@
 """What train.py and test.py share: arguments, the config, and messages in place of tracebacks; and how others run them."""
 
-import contextlib
-import io
 import os
 import re
 import subprocess
@@ -13,9 +11,9 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+from ..data.locating import data_paths, move_data
 from ..errors import ConfigError, WeightsError
 
-SPLITS = ('train', 'val', 'test')
 PROGRESS = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
 
 
@@ -57,46 +55,6 @@ def load_config(args, splits) -> Config:
     return cfg
 
 
-def move_data(cfg, new_root):
-    """Point the datasets, and the evaluators that read annotations themselves, at another folder."""
-    for split in SPLITS:
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        if not dataset:
-            continue
-        old_root = dataset.get('data_root')
-        for evaluator in evaluators(cfg, split):
-            if not old_root or not Path(evaluator.ann_file).is_relative_to(old_root):
-                sys.exit(
-                    f'--data-root: the {split} split does not read from one data_root; use --cfg-options'
-                )
-            evaluator.ann_file = str(Path(new_root, Path(evaluator.ann_file).relative_to(old_root)))
-        dataset.data_root = f'{new_root}/'
-
-
-def evaluators(cfg, split):
-    """Those of a split that read an annotation file of their own."""
-    found = cfg.get(f'{split}_evaluator') or []
-    return [
-        evaluator
-        for evaluator in (found if isinstance(found, (list, tuple)) else [found])
-        if evaluator.get('ann_file')
-    ]
-
-
-def data_paths(cfg, split):
-    """Local files and folders that a plain dataset and its evaluators read."""
-    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
-    root, prefixes = dataset.get('data_root') or '', dataset.get('data_prefix')
-    names = [dataset.get('ann_file'), *(prefixes.values() if isinstance(prefixes, dict) else [])]
-    paths = [
-        str(Path(root, name)) if '://' not in root else root
-        for name in names
-        if name and isinstance(name, str)
-    ]
-    paths += [evaluator.ann_file for evaluator in evaluators(cfg, split)]
-    return dict.fromkeys(Path(path) for path in paths if '://' not in path)
-
-
 def fit_to_machine(cfg):
     """AMP needs an accelerator: without one the recipe is trained in fp32, and that is said."""
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
@@ -113,11 +71,6 @@ def execute(cfg, method):
         getattr(Runner.from_cfg(cfg), method)()
     except (ConfigError, WeightsError) as error:
         sys.exit(f'\n{type(error).__name__}: {error}')
-
-
-def quiet():
-    """Without what other libraries print: mmseg's fork reports which optional package it lacks whenever it is imported."""
-    return contextlib.redirect_stdout(io.StringIO())
 
 
 def follow(command: str, arguments, log) -> Iterator[tuple[str, int, int, float | None]]:

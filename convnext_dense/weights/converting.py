@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..architectures import Architecture, describe, parameter_shapes
 from ..errors import WeightsError
-from . import layouts, loading, reading
+from . import comparing, layouts, loading, reading
 
 OURS = layouts.OFFICIAL._replace(
     name='ours', reshape={}, wrapper='state_dict'
@@ -77,7 +77,7 @@ def convert(
     lost = [name for name in without_place if not name.startswith(tuple(loading.CLASSIFIER))]
     if lost:
         raise WeightsError(
-            f'{target.name} has no place for {loading.few(lost)}: what is left would be another network'
+            f'{target.name} has no place for {comparing.few(lost)}: what is left would be another network'
         )
     dropped = dict(found.dropped)
     dropped.update((found.names[name], f'no name for it under {to}') for name in without_place)
@@ -123,7 +123,7 @@ def _check(found, architecture, where):
         name: torch.empty(shape, device='meta')
         for name, shape in parameter_shapes(architecture, stem[1]).items()
     }
-    problems = loading.compare(own, given)
+    problems = comparing.compare(own, given)
     pairs = {
         name
         for name in own
@@ -139,7 +139,7 @@ def _check(found, architecture, where):
     if any(problems.values()):
         raise WeightsError(
             f'{where} ({found.layout.name}) is not a ConvNeXt as {describe(architecture)} has it:\n'
-            f'{loading.listing(problems)}'
+            f'{comparing.listing(problems)}'
         )
 
 
@@ -175,7 +175,7 @@ def save(conversion: Conversion, path: str | Path) -> None:
         written, _ = reading.read(unfinished)
         if written.keys() != tensors.keys():
             raise ValueError(
-                f'not all of it could be read back: {loading.few(sorted(set(tensors) - set(written)))}'
+                f'not all of it could be read back: {comparing.few(sorted(set(tensors) - set(written)))}'
             )
         os.replace(unfinished, path)
     except Exception as error:  # each of the two writers has its own for a full disk

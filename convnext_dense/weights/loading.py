@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..architectures import Architecture, describe, get_architecture
 from ..errors import WeightsError
 from . import layouts, presets, reading
+from .comparing import compare, few, listing
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STEM = 'downsample_layers.0.0.weight'
@@ -175,26 +176,6 @@ def match(
     return given, LoadReport(label, list(given), dropped, left, changed)
 
 
-def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Kind of difference (missing, unknown, of another shape) -> the tensors that it is true of."""
-    return {
-        'missing': [name for name in own if name not in given],
-        'unknown': [name for name in given if name not in own],
-        'of another shape': [
-            f'{name} {tuple(given[name].shape)} where {tuple(own[name].shape)} is expected'
-            for name in own
-            if name in given and given[name].shape != own[name].shape
-        ],
-    }
-
-
-def listing(problems: Mapping[str, list[str]]) -> str:
-    """A line per kind of difference, with its first few tensors."""
-    return '\n'.join(
-        f'  {len(names)} {kind}: {few(names)}' for kind, names in problems.items() if names
-    )
-
-
 def read(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, dict]:
     """Path, URL, preset or state dict -> tensors, what to call the source in messages, and its classes if it has any."""
     if isinstance(source, Mapping):
@@ -259,11 +240,6 @@ def _other_architecture(source: Architecture, network: Architecture) -> str:
         f'The source is a ConvNeXt {describe(source)}, this network is {describe(network)}: '
         'set arch, or take other weights.'
     )
-
-
-def few(names: list[str]) -> str:
-    """The first three, for a message."""
-    return ', '.join(name[:200] for name in names[:3]) + (', ...' if len(names) > 3 else '')
 
 
 def counts(values: Iterable[str]) -> list[tuple[str, int]]:
