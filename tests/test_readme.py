@@ -1,4 +1,4 @@
-"""What the README shows is run; the pages of the docs are readable, and their links lead somewhere."""
+"""What the README shows is run; pages of the docs are readable, their links lead somewhere."""
 
 import re
 import runpy
@@ -45,7 +45,10 @@ def commands(*tools):
 
 @pytest.fixture
 def output_of(monkeypatch, capsys, tmp_path):
-    """``output_of(tool, *arguments)``: a tool run here, in an empty folder. Returns what it prints."""
+    """``output_of(tool, *arguments)`` runs a tool in this process, in an empty folder.
+
+    Returns what it prints.
+    """
     monkeypatch.chdir(tmp_path)
 
     def run_here(tool, *arguments):
