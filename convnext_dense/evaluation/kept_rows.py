@@ -24,7 +24,7 @@ class Row:
 
     name: str
     config: str  # path
-    checkpoint: str | None  # path or URL; None: it is still to be trained
+    checkpoint: str | None = None  # path or URL; None: it is still to be trained
     folder: str = ''  # of its label maps and its config, below that of the page
     is_fused: bool = False  # the weights of the row before, through convnext_dense.fuse
     is_ours: bool = False  # it has a backbone of this package

@@ -66,10 +66,8 @@ def find(models: Sequence[str]) -> list[Entry]:
             config, _, checkpoint = text.rpartition('=') if '.py=' in text else (text, '', '')
             entries.append(Entry(Path(config).stem, config, checkpoint or None))
     if len({entry.name for entry in entries}) < len(entries):
-        stems = [Path(entry.checkpoint or '').stem for entry in entries]
-        entries = [
-            entry._replace(name=f'{entry.name} {stem}') for entry, stem in zip(entries, stems)
-        ]
+        names = [f'{entry.name} {Path(entry.checkpoint or "").stem}' for entry in entries]
+        entries = [entry._replace(name=name) for entry, name in zip(entries, names)]
     if len({entry.name for entry in entries}) < len(entries):
         raise ConfigError('a model is named twice')
     return entries
@@ -79,14 +77,13 @@ def _trained_in(folder):
     runs = [run for run in (folder, *sorted(folder.iterdir())) if _is_run(run)]
     if not runs:
         raise ConfigError(
-            f'{folder} holds no work dirs: expected folders with last_checkpoint and a config in '
-            'them'
+            f'{folder} holds no work dirs: expected folders with last_checkpoint and a config'
         )
-    configs = [next(run.glob('*.py'), run / 'config.py') for run in runs]
-    return [
-        Entry(run.name, str(config), str(_best(run) or _last(run)))
-        for run, config in zip(runs, configs)
-    ]
+    entries = []
+    for run in runs:
+        config = next(run.glob('*.py'), run / 'config.py')
+        entries.append(Entry(run.name, str(config), str(_best(run) or _last(run))))
+    return entries
 
 
 def _is_run(folder):
@@ -116,15 +113,15 @@ def compare(entries: Sequence[Entry], options: Options, command: str = '') -> li
         names = [name for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet') if find_spec(name)]
         versions = {name: import_module(name).__version__ for name in names}
     data = options.data_root or 'as the configs name them'
-    about = dict(machine(options.device), **versions, command=command, batch=options.batch)
-    about['data'] = data
+    about: dict[str, Any] = {**machine(options.device), **versions}
+    about.update(command=command, batch=options.batch, data=data)
     _say(', '.join(f'{key} {about[key]}' for key in ('hardware', 'threads', 'torch')))
     rows: list[Row] = []
     for entry in entries:
-        rows.append(measured_row(entry, options, rows))
-        if rows[-1].is_ours and not rows[-1].error:
-            config, checkpoint = rows[-1].config, rows[-1].checkpoint
-            fused = Entry(f'{entry.name}, fused', config, checkpoint, is_fused=True)
+        row = measured_row(entry, options, rows)
+        rows.append(row)
+        if row.is_ours and not row.error:
+            fused = Entry(f'{entry.name}, fused', row.config, row.checkpoint, is_fused=True)
             rows.append(measured_row(fused, options, rows))
         page.write(rows, about, options.out)
     measure_speed([row for row in rows if not row.error], options)
