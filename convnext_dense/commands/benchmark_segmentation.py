@@ -80,7 +80,7 @@ def main(argv=None):
     args.out = args.out.absolute()
     args.out.mkdir(parents=True, exist_ok=True)
     options = Options(**{name: getattr(args, name) for name in Options._fields})
-    command = ' '.join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
+    command = ' '.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
     try:
         rows = compare(entries, options, command)
     except KeyboardInterrupt:

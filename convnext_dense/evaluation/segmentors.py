@@ -251,10 +251,9 @@ def train(name: str, cfg: Config, folder: Path, is_allowed: bool) -> str:
         with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
             bar = progress.add_task('training')
             for _, step, total, loss in follow('train', arguments, log):
-                shown = f'training {step}/{total}, ' + (
-                    f'loss {loss:.3f}' if loss else 'evaluation'
-                )
-                progress.update(bar, description=shown, completed=step, total=total)
+                state = f'loss {loss:.3f}' if loss else 'evaluation'
+                title = f'training {step}/{total}, {state}'
+                progress.update(bar, description=title, completed=step, total=total)
         done.touch()
     return str(_last(work_dir))
 
@@ -288,7 +287,7 @@ def measure_speed(rows: Sequence[Row], options: Options) -> None:
     """
     path, key = options.out / 'speed.json', speed_key(rows, options.runs, options.batch)
     seconds = (load_kept(path, key) or {}).get('seconds')
-    if seconds is None:
+    if rows and seconds is None:
         seconds = _timed_in_turns(rows, options)
         if len(seconds) == len(rows):  # else the next run tries again
             keep(path, dict(key=key, seconds=seconds))
