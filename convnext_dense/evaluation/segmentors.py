@@ -130,7 +130,7 @@ def compare(entries: Sequence[Entry], options: Options, command: str = '') -> li
 
 
 def _say(text, style=None):
-    console().print(text, style=style, markup=False)
+    console().print(text, style=style, markup=False, soft_wrap=True)
 
 
 def measured_row(entry: Entry, options: Options, others: Sequence[Row]) -> Row:
@@ -286,8 +286,8 @@ def measure_speed(rows: Sequence[Row], options: Options) -> None:
     beside the others gets a ``note``.
     """
     path, key = options.out / 'speed.json', speed_key(rows, options.runs, options.batch)
-    seconds = (load_kept(path, key) or {}).get('seconds')
-    if rows and seconds is None:
+    seconds = (load_kept(path, key) or {}).get('seconds', {})
+    if rows and not seconds:
         seconds = _timed_in_turns(rows, options)
         if len(seconds) == len(rows):  # else the next run tries again
             keep(path, dict(key=key, seconds=seconds))

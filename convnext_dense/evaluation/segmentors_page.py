@@ -96,6 +96,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def scores(row: Row) -> str:
+    """The metrics in a line."""
     return ', '.join(f'{name} {value:.2f}' for name, value in row.metrics.items())
 
 
