@@ -30,7 +30,7 @@ MAX_WIDTH = 2**16  # channels: more is damage, and its shapes would be too large
 class Conversion(NamedTuple):
     """Weights under other names, ready for ``save``; printed, it is one line."""
 
-    layout: str  # what the source was recognised as
+    layout: str  # of the source, as its library is called in ``layouts.LAYOUTS``
     architecture: Architecture  # of the backbone; with the default eps: files do not hold it
     tensors: dict[str, Tensor]
     dropped: dict[str, str]  # name in the source -> why
@@ -59,8 +59,8 @@ def convert(
     Args:
         source: as for ``load_weights``.
         to: key of ``TARGETS``.
-        backbone_only: without neck, heads and prefix: what timm, torchvision and transformers
-            expect.
+        backbone_only: without neck, heads and prefix, as timm, torchvision and transformers
+            expect it.
 
     Raises:
         WeightsError: the source cannot be read; a tensor of its backbone is not one of a ConvNeXt

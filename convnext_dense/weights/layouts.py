@@ -1,7 +1,7 @@
 """How each library names a ConvNeXt's tensors: a table for each, from our names to theirs.
 
-In a name ``{i}`` is the number of the stage, 0 to 3. Where a library counts stages otherwise, it is
-``{up}`` (i + 1), ``{even}`` (2i) or ``{odd}`` (2i + 1). ``{j}`` is the number of the block;
+In a name ``{i}`` is the number of the stage, 0 to 3. Where a library counts stages differently, it
+is ``{up}`` (i + 1), ``{even}`` (2i) or ``{odd}`` (2i + 1). ``{j}`` is the number of the block;
 ``{n}`` and ``{m}`` are numbers that are the same in both names. ``.weight`` and ``.bias`` may
 follow. Ours are the official names, so that official files need no renaming.
 """
@@ -18,7 +18,7 @@ from ..architectures import Architecture
 from ..errors import WeightsError
 
 STEM = 'downsample_layers.0.0.weight'
-FIRST = 'stages.0.0.dwconv.weight'  # its name tells the layouts apart
+FIRST_DWCONV = 'stages.0.0.dwconv.weight'  # its name tells the layouts apart
 OUTPUT_NORM = re.compile(r'norm([0-3])\.(weight|bias)')
 
 # Why a tensor is left out.
@@ -27,8 +27,8 @@ HEAD = "classifier's head"
 PROJECTOR = "distillation's projector"
 CLASSIFIER = {'norm.': FINAL_NORM, 'head.': HEAD}  # beginning of our name -> why
 
-# How stages are numbered in a layout's names -> our number of the stage
-STAGE_NUMBERS: dict[str, Callable[[int], int]] = {
+# A template's field for the stage: its value -> our number of the stage
+STAGE_FIELDS: dict[str, Callable[[int], int]] = {
     'i': lambda number: number,
     'up': lambda number: number - 1,
     'even': lambda number: number // 2,
@@ -310,13 +310,18 @@ def translate(name: str, layout: Layout, reverse: bool = False) -> str | None:
             fields = match.groupdict()
             leaf = fields.pop('leaf') or ''
             numbers = {key: int(digits) for key, digits in fields.items()}
-            i = next(
-                (STAGE_NUMBERS[key](n) for key, n in numbers.items() if key in STAGE_NUMBERS), 0
-            )
+            i = _stage(numbers)
             numbers.update(i=i, up=i + 1, even=2 * i, odd=2 * i + 1)
             translated = target.format(**numbers) + leaf
             return translated if not reverse or translate(translated, layout) == name else None
     return None
+
+
+def _stage(numbers: Mapping[str, int]) -> int:
+    for field, to_ours in STAGE_FIELDS.items():
+        if field in numbers:
+            return to_ours(numbers[field])
+    return 0
 
 
 @cache
@@ -342,10 +347,10 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
 
 
 def _recognise(tensors: Mapping[str, Tensor], where: str) -> tuple[Layout, str]:
-    """By the first depthwise convolution, which every layout names otherwise."""
+    """By the first depthwise convolution, which each layout names differently."""
     matches = []
     for layout in LAYOUTS:
-        first = str(translate(FIRST, layout))
+        first = str(translate(FIRST_DWCONV, layout))
         matches += [
             (layout, name.removesuffix(first))
             for name in tensors

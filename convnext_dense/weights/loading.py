@@ -32,7 +32,7 @@ class Inflation(NamedTuple):
 
 
 class LoadReport(NamedTuple):
-    """What became of every tensor of the network and of the source; printed, it is one line."""
+    """An account of every tensor of the network and of the source; printed, it is one line."""
 
     layout: str  # of the source, as its library is called in ``layouts.LAYOUTS``
     loaded: list[str]  # tensors of the network that were copied
@@ -74,7 +74,7 @@ def load_weights(
             that a grey RGB image gives. ``'zero'``: the three come first, others start at zero.
 
     Returns:
-        What was loaded, dropped and left. It is also logged, as one line.
+        The tensors that were loaded, dropped and left. It is also logged, as one line.
 
     Raises:
         WeightsError: the source cannot be read; or tensors are missing, unknown, of another shape,
@@ -125,12 +125,12 @@ def match(
     where: str = 'a state dict',
     inflate: str = 'mean',
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """What ``load_weights`` would copy, under our names, and its report.
+    """The tensors that ``load_weights`` would copy, under our names, and its report.
 
     Looks at names, types and shapes only, so that tensors may be on the meta device.
 
     Raises:
-        WeightsError: as ``load_weights``, but for values.
+        WeightsError: as ``load_weights``, but not for values that are not finite.
     """
     if inflate not in ('mean', 'zero'):
         raise WeightsError(f"inflate is 'mean' or 'zero', not {inflate!r}")

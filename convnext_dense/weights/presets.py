@@ -20,7 +20,7 @@ class Preset(NamedTuple):
 
 
 class Publisher(NamedTuple):
-    """Which columns all files of one folder share."""
+    """The columns that all files of one folder share."""
 
     url: str  # before the file's name; '' for repositories of the Hugging Face hub
     layout: str
