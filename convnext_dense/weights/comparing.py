@@ -91,9 +91,9 @@ def check_names(
     Args:
         model: a detector or segmentor.
         state_dict: the checkpoint's tensors.
-        heads_may_differ: layers outside the backbone may have another number of outputs: of
-            classes.
-        may_differ: beginnings of names outside the backbone. What is below them may differ at all.
+        heads_may_differ: layers outside the backbone may have another number of outputs:
+            of classes.
+        may_differ: beginnings of names outside the backbone. Below them tensors may differ in any way.
 
     Returns:
         A warning for each part in ``may_differ``, and for each tensor that differs in its number of
