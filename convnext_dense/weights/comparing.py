@@ -91,9 +91,9 @@ def check_names(
     Args:
         model: a detector or segmentor.
         state_dict: the checkpoint's tensors.
-        heads_may_differ: layers outside the backbone may have another number of outputs:
-            of classes.
-        may_differ: beginnings of names outside the backbone. Below them tensors may differ in any way.
+        heads_may_differ: layers outside the backbone may have another number of outputs (classes).
+        may_differ: beginnings of names outside the backbone. Tensors below them may be missing,
+            unknown, or of any shape.
 
     Returns:
         A warning for each part in ``may_differ``, and for each tensor that differs in its number of
