@@ -240,13 +240,18 @@ def test_pages_name_no_path_of_a_machine(page):
 
 
 def test_the_package_installs_whole_and_asks_for_no_openmmlab_package(tmp_path):
-    options = ('-q', '--no-deps', '--no-build-isolation', '--target', tmp_path)
-    subprocess.run([sys.executable, '-m', 'pip', 'install', *options, ROOT], check=True)
-    metadata = next(tmp_path.glob('*.dist-info/METADATA')).read_text()
+    source, target = tmp_path / 'source', tmp_path / 'target'
+    # From a copy: a clone keeps what it built before, files that are gone since included.
+    shutil.copytree(ROOT / 'convnext_dense', source / 'convnext_dense')
+    for name in ('README.md', 'pyproject.toml', 'setup.py'):
+        shutil.copy(ROOT / name, source)
+    options = ('-q', '--no-deps', '--no-build-isolation', '--target', target)
+    subprocess.run([sys.executable, '-m', 'pip', 'install', *options, source], check=True)
+    metadata = next(target.glob('*.dist-info/METADATA')).read_text()
     assert re.findall('Requires-Dist: (.*)', metadata) == ['torch>=2.1']
 
     def files(folder):
         paths = [path for kind in ('*.py', '*.html') for path in folder.rglob(kind)]
         return {path.relative_to(folder) for path in paths}
 
-    assert files(tmp_path / 'convnext_dense') == files(ROOT / 'convnext_dense')
+    assert files(target / 'convnext_dense') == files(ROOT / 'convnext_dense')
