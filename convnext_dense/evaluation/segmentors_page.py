@@ -9,11 +9,11 @@ from statistics import median
 
 import matplotlib
 import numpy as np
-from jinja2 import Template
 from PIL import Image
 from rich.table import Column, Table
 
 from ..data.pictures import overlay, read
+from ..pages import render
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -109,10 +109,6 @@ def write(rows, about, folder):
     (folder / 'results.json').write_text(
         json.dumps(dict(machine=about, models=rows), indent=1), encoding='utf-8'
     )
-    page = Template(
-        (Path(__file__).with_name('segmentors_page.html')).read_text(encoding='utf-8'),
-        autoescape=True,
-    )
     fine = [row for row in rows if 'error' not in row]
     metric, shown = (
         heading[1] if fine else '',
@@ -120,7 +116,8 @@ def write(rows, about, folder):
     )  # fused: the same predictions
     timed = [row for row in fine if row.get('seconds')]
     (folder / 'index.html').write_text(
-        page.render(
+        render(
+            'segmentors_page.html',
             about=about,
             heading=heading,
             texts=list(zip(rows, texts)),
@@ -149,7 +146,7 @@ def classes(rows):
         found.append(
             (
                 name,
-                rows[0]['palette'][i],
+                f'rgb({",".join(map(str, rows[0]["palette"][i]))})',
                 [(text, bool(best) and text == f'{best:.1f}') for text in texts],
             )
         )
