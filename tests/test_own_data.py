@@ -16,7 +16,7 @@ COMMANDS = [
     for block in re.findall(r'```bash\n(.*?)```', PAGE, re.DOTALL)
     for line in block.splitlines()
 ]
-# Makes a run short: one block a stage, two steps, small images, weights at random.
+# Makes a run short: one block a stage, two steps, few boxes, small images, weights at random.
 SHORT = """
 _base_ = '{name}'
 arch = dict(_delete_=True, depths=(1, 1, 1, 1), dims=(96, 192, 384, 768))
@@ -36,12 +36,18 @@ train_pipeline = [load, annotations, resize, dict(type='PackDetInputs')]
 test_pipeline = [load, resize, annotations, dict(type='PackDetInputs', meta_keys=keys)]
 train_dataloader['dataset']['pipeline'] = train_pipeline
 val_dataloader['dataset']['pipeline'] = test_pipeline
+model['train_cfg'] = dict(rpn_proposal=dict(max_per_img=50), rcnn=dict(sampler=dict(num=16)))
 model['test_cfg'] = dict(rpn=dict(max_per_img=50), rcnn=dict(score_thr=0., max_per_img=5))
 """
 SEGMENTOR = """
 train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=2))
 model['decode_head'] = dict(channels=32)
+model['data_preprocessor'] = dict(size=(128, 128))
+for step in _base_.train_pipeline:
+    if step['type'] == 'RandomCrop':
+        step['crop_size'] = (128, 128)
+train_dataloader['dataset']['pipeline'] = _base_.train_pipeline
 """
 
 
