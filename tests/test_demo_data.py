@@ -1,7 +1,9 @@
-"""The generated data are COCO and ADE20K data, the same every time."""
+"""The demo: its generated data are COCO and ADE20K data, the same every time; it ends in a page."""
 
 import contextlib
 import hashlib
+import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from pycocotools.coco import COCO
 
 from conftest import DEMO, ROOT
 from convnext_dense import ConfigError
+from convnext_dense.commands import demo
+from convnext_dense.demo import running
 from convnext_dense.demo import scenes as generator
 
 
@@ -95,3 +99,27 @@ def test_the_frameworks_own_datasets_read_them(task, scenes):
     else:
         values = np.unique(sample.gt_sem_seg.data)
         assert set(values) <= {*range(7), 255} and len(dataset.metainfo['classes']) == 7
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_a_page_with_its_scores_and_pictures(tmp_path, monkeypatch, capsys):
+    """With two iterations for each model."""
+    run_command = running.run_command
+    short = 'train_cfg.max_iters=2', 'train_cfg.val_interval=2'
+    short += 'default_hooks.checkpoint.interval=2', 'default_hooks.logger.interval=1'
+    monkeypatch.setattr(running, 'run_command', lambda *args: run_command(*args, *short))
+    monkeypatch.setattr(generator, 'SPLITS', dict(train=8, val=4, test=8))
+    report = tmp_path / 'demo.md'
+    demo.main(['--out', str(tmp_path / 'out'), '--report', str(report)])
+    scores = json.loads((tmp_path / 'out' / 'results.json').read_text())['0']
+    assert set(scores) == {'box AP', 'box AP50', 'mask AP', 'mask AP50', 'mIoU'}
+    page = (tmp_path / 'out' / 'index.html').read_text()
+    assert f'<td>{scores["mIoU"]:.3f}</td>' in page
+    pictures = re.findall('<img src="(.*?)"', page)
+    assert len(pictures) == 3 and all((tmp_path / 'out' / name).is_file() for name in pictures)
+    shown, copied = tmp_path / 'out' / 'predictions.png', report.with_suffix('.png')
+    assert Image.open(copied).size == Image.open(shown).size
+    table = report.read_text().splitlines()[4:7]
+    assert table[2].split('|')[-2].strip() == f'{scores["mIoU"]:.3f}'
+    printed = capsys.readouterr().out
+    assert '\n'.join(table) in printed and 'train: train    2/2  loss' in printed

@@ -14,7 +14,7 @@ FILES = dict(re.findall(r'```python (\S+)\n(.*?)```', PAGE, re.DOTALL))
 COMMANDS = [
     shlex.split(line)
     for block in re.findall(r'```bash\n(.*?)```', PAGE, re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace('\\\n', '').splitlines()
 ]
 # Makes a run short: one block a stage, two steps, few boxes, small images, weights at random.
 SHORT = """

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.model import PretrainedInit
 from PIL import Image
 
 import convnext_dense
@@ -23,6 +24,7 @@ from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
 from convnext_dense.hooks import CurvesHook
 from convnext_dense.training import checkpoint_hook as hooks
 from convnext_dense.weights.comparing import check_names
+from convnext_dense.weights.pretrained import without_pretrained
 
 SHORT = {
     'train_cfg.max_iters': 2,
@@ -150,6 +152,20 @@ def test_resume_goes_on_and_needs_no_pretrained_weights(trained, scenes):
     assert states[1]['param_schedulers'][0]['last_step'] == 4
     # although this run's seed is another
     assert [state['random_states']['sampler_seed'] for state in states] == [0, 0]
+
+
+def test_pretrained_weights_are_left_out_at_every_depth_and_a_teacher_may_be_kept():
+    fetched, normal = dict(type='Pretrained', checkpoint='x'), dict(type='Normal', std=0.01)
+    model = dict(
+        backbone=dict(depth=50, init_cfg=fetched, pretrained='y'),
+        heads=[dict(init_cfg=[normal, dict(type=PretrainedInit, checkpoint='z')]), 3],
+        init_cfg=normal,
+        teacher_ckpt='t.pth',
+    )
+    rest = dict(backbone=dict(depth=50), heads=[dict(init_cfg=[normal]), 3], init_cfg=normal)
+    assert without_pretrained(model) == rest
+    assert without_pretrained(model, keep_teacher=True) == dict(rest, teacher_ckpt='t.pth')
+    assert model['backbone']['init_cfg'] is fetched  # it was a copy that changed
 
 
 @pytest.mark.parametrize(

@@ -117,34 +117,44 @@ def draw_predictions(folders: Mapping[str, Path], data: Path, path: Path, count:
         return init(str(config), (folders[task] / 'last_checkpoint').read_text(), device='cpu')
 
     coco = COCO(str(data / 'coco' / 'annotations' / 'instances_test2017.json'))
-    detector, segmentor = trained(init_detector, 'Mask R-CNN'), trained(init_model, 'UperNet')
+    ids = np.linspace(0, len(coco.imgs) - 1, count).astype(int).tolist()
+    names = [coco.imgs[i]['file_name'] for i in ids]
+    files = [str(data / 'coco' / 'test2017' / name) for name in names]
+    # One model after the other: each sets the default scope of the registries to its framework's.
+    detector = trained(init_detector, 'Mask R-CNN')
+    detections = [inference_detector(detector, file).pred_instances for file in files]
+    segmentor = trained(init_model, 'UperNet')
+    segmented = [inference_model(segmentor, file).pred_sem_seg for file in files]
+
     figure = Figure(figsize=(1.9 * count, 9.7), layout='constrained')
     grid = figure.subplots(5, count)
-    for axes, i in zip(grid.T, np.linspace(0, len(coco.imgs) - 1, count).astype(int).tolist()):
-        name = coco.imgs[i]['file_name']
-        file = str(data / 'coco' / 'test2017' / name)
-        image = np.array(Image.open(file))
+    for column, (i, name) in enumerate(zip(ids, names)):
+        image = np.array(Image.open(files[column]))
         truth = coco.loadAnns(coco.getAnnIds(i))
         masks = [coco.annToMask(annotation).astype(bool) for annotation in truth]
         kinds = [annotation['category_id'] - 1 for annotation in truth]
-        detected = inference_detector(detector, file).pred_instances
+        detected = detections[column]
         detected = detected[detected.scores > 0.5].cpu().numpy()
         label_file = (data / 'ade' / 'annotations' / 'test' / name).with_suffix('.png')
         maps = [
             instance_map(masks, kinds),
             instance_map(detected.masks[::-1], detected.labels[::-1]),  # the surest on top
             np.array(Image.open(label_file)),
-            inference_model(segmentor, file).pred_sem_seg.data[0].numpy() + 1,
+            segmented[column].data[0].numpy() + 1,
         ]
         pictures = [image, *(overlay(image, labels, scenes.PALETTE) for labels in maps)]
-        for cell, picture in zip(axes, pictures):
-            cell.imshow(picture)
-            cell.set(xticks=[], yticks=[])
-    maps_shown = 'instances:\n{}', 'semantic map:\n{}'
-    names = ('truth', 'Mask R-CNN'), ('truth', 'UperNet')
-    titles = [shown.format(name) for shown, pair in zip(maps_shown, names) for name in pair]
-    for cell, title in zip(grid[:, 0], ['image', *titles]):
-        cell.set_ylabel(title)
+        for axes, picture in zip(grid[:, column], pictures):
+            axes.imshow(picture)
+            axes.set(xticks=[], yticks=[])
+    titles = (
+        'image',
+        'instances:\ntruth',
+        'instances:\nMask R-CNN',
+        'semantic map:\ntruth',
+        'semantic map:\nUperNet',
+    )
+    for axes, title in zip(grid[:, 0], titles):
+        axes.set_ylabel(title)
     handles = [Patch(color=colour) for colour in np.array(scenes.PALETTE[1:]) / 255]
     figure.legend(handles, scenes.STUFF + scenes.SHAPES, ncols=7, loc='outside lower center')
     figure.savefig(path, dpi=90)

@@ -1,4 +1,4 @@
-"""What a ConvNeXt makes of an image, stage by stage, as a picture: shows that weights are loaded."""
+"""Draws the maps that a ConvNeXt makes of an image: shows whether weights are really loaded."""
 
 import copy
 from pathlib import Path
@@ -43,7 +43,7 @@ def load(weights: str) -> Networks:
 
 
 def resize(image: np.ndarray, size: int) -> Image.Image:
-    """Image (H, W, 3) uint8 -> its shorter side ``size`` pixels, both rounded to multiples of 32."""
+    """Image (H, W, 3) uint8, shorter side to ``size`` pixels, both sides to multiples of 32."""
     picture = Image.fromarray(image)
     scale = size / min(picture.size)
     width, height = (max(32, round(side * scale / 32) * 32) for side in picture.size)

@@ -189,7 +189,7 @@ class Predictions:
 
 
 def instances(sample) -> Iterator[dict]:
-    """The predictions of an image as annotations in COCO's format; category 1 is the first class."""
+    """Predictions of an image as annotations in COCO's format; category 1 is the first class."""
     from pycocotools import mask as rle
 
     predicted = sample.pred_instances.numpy()
