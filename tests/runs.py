@@ -1,7 +1,7 @@
-"""Runs of Python scripts of the clone, in processes of their own, as a user starts them.
+"""Runs of our tools and of other scripts, in processes of their own, as a user starts them.
 
-Importing torch and the frameworks costs most of a short run. A server imports them once, and each
-run is a fork of it. Where that would not be the same, or is not wanted, an interpreter starts anew.
+Importing torch and the frameworks is most of a short run. A server imports them once, and each run
+of a tool is a fork of it. Where that would make a difference, a new interpreter is started.
 """
 
 import multiprocessing
@@ -44,14 +44,16 @@ class Run:
 
 
 def start(*command, cwd=ROOT, env=None, cold=False):
-    """Start a script, or what else follows ``python`` on a command line.
+    """Start a script, or anything else that may follow ``python`` on a command line.
 
     Args:
+        env: in place of this process's environment; with it, the run is ``cold``.
         cold: start an interpreter in which nothing is imported yet.
     """
-    # The server may have asked how many GPUs there are, and then its forks can use none; and it has
-    # read the environment.
-    is_forked = str(command[0]).endswith('.py') and not (cold or env or torch.cuda.is_available())
+    is_tool = Path(command[0]).parent.name == 'tools'  # others may care about what is imported
+    # The server has read the environment. It may have asked how many GPUs there are as well, and
+    # after that its forks can use none.
+    is_forked = is_tool and not (cold or env or torch.cuda.is_available())
     return Run(command, str(cwd), env or dict(os.environ), is_forked)
 
 

@@ -48,7 +48,7 @@ def trained(request, scenes, tmp_path_factory):
     options = demo_options(task, scenes, custom_hooks=None, **SHORT)
     command = ['tools/train.py', DEMO[task], '--work-dir', folder, '--amp', *options]
     env = {**os.environ, 'CUDA_VISIBLE_DEVICES': ''}
-    return Trained(task, folder, run(*command, env=env, cold=True))
+    return Trained(task, folder, run(*command, env=env))
 
 
 def load(path):

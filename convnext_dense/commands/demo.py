@@ -14,7 +14,7 @@ from ..demo.running import ROOT, run_demo
 from .shared import errors_as_messages, make_parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     report = 'also write the table to this Markdown file, and the picture beside it'
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'demo')

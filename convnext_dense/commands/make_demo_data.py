@@ -11,7 +11,7 @@ from ..demo.scenes import SPLITS, write
 from .shared import errors_as_messages, make_parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add, counts = parser.add_argument, list(SPLITS.values())
     add('folder', type=Path)

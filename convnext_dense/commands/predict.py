@@ -21,7 +21,7 @@ from ..inference.prediction import Predictions, make_predictor
 from .shared import add_device, errors_as_messages, make_parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add('config', help='path of a config')

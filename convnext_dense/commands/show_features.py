@@ -19,7 +19,7 @@ from ..weights.presets import IMAGENET
 from .shared import errors_as_messages, make_parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
     weights = 'a preset (tools/convert_weights.py --list), a path or a URL; a backbone or a model'

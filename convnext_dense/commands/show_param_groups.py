@@ -12,7 +12,7 @@ from ..training.running import read_config
 from .shared import errors_as_messages, make_parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument('config', help='path of a config')
     parser.add_argument('--out', help='PNG to write')

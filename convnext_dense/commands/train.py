@@ -15,7 +15,7 @@ from ..weights.pretrained import without_pretrained
 from .shared import add_run_arguments, errors_as_messages, make_parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add_run_arguments(parser)
     resume = 'go on from CHECKPOINT, or from the last one in the work directory'
