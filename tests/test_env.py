@@ -1,5 +1,6 @@
 """The set-up script: what it refuses, and that a wheel is compiled once."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -7,13 +8,15 @@ import pytest
 
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / 'tools' / 'env'))
-import make_env  # noqa: E402
+FOLDER = ROOT / 'tools' / 'env'
+spec = importlib.util.spec_from_file_location('make_env', FOLDER / 'make_env.py')
+make_env = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_env)
 
 
 @pytest.mark.parametrize('family', ['onedl', 'upstream'])
 def test_every_requirement_is_pinned(family):
-    pins = make_env.read_pins(ROOT / 'tools' / 'env' / f'{family}.txt')
+    pins = make_env.read_pins(FOLDER / f'{family}.txt')
     assert all(pin.count('==') == 1 for pin in pins.values())
     assert set(make_env.FIRST) <= set(pins)
     assert sum(name.endswith('mmcv') for name in pins) == 1
@@ -25,10 +28,8 @@ def test_a_wheel_that_was_compiled_before_is_used(tmp_path):
     folder = tmp_path / 'mmcv' / f'mmcv-9.9-torch{torch}-{tag}-{device}'
     folder.mkdir(parents=True)
     (folder / 'mmcv.whl').touch()
-    assert make_env.build_mmcv('mmcv==9.9', sys.executable, tmp_path, log) == (
-        folder / 'mmcv.whl',
-        device,
-    )
+    wheel = make_env.build_mmcv('mmcv==9.9', sys.executable, tmp_path, log)
+    assert wheel == (folder / 'mmcv.whl', device)
 
 
 def test_a_gpu_without_nvcc_is_refused_with_the_way_out(tmp_path, monkeypatch):
@@ -41,28 +42,15 @@ def test_a_gpu_without_nvcc_is_refused_with_the_way_out(tmp_path, monkeypatch):
 
 
 def test_a_step_that_fails_shows_its_end(tmp_path, capsys):
+    log, code = tmp_path / 'log', 'print("the reason"); raise SystemExit(3)'
     with pytest.raises(SystemExit, match='failed: break'):
-        make_env.Log(tmp_path / 'log').run(
-            'break', [sys.executable, '-c', 'print("the reason"); raise SystemExit(3)']
-        )
-    assert (
-        'the reason' in capsys.readouterr().out and 'the reason' in (tmp_path / 'log').read_text()
-    )
+        make_env.Log(log).run('break', [sys.executable, '-c', code])
+    assert 'the reason' in capsys.readouterr().out and 'the reason' in log.read_text()
 
 
 def test_a_python_that_the_family_cannot_use_is_refused(tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable,
-            ROOT / 'tools/env/make_env.py',
-            tmp_path / 'venv',
-            ROOT / 'tools/env/onedl.txt',
-            '--max-python',
-            '3.9',
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, FOLDER / 'make_env.py', tmp_path / 'venv', FOLDER / 'onedl.txt']
+    result = subprocess.run([*command, '--max-python', '3.9'], capture_output=True, text=True)
     assert result.returncode and 'PYTHON=' in result.stderr
     assert not (tmp_path / 'venv').exists()
 
