@@ -58,7 +58,9 @@ def markdown_table(
 
 def paragraph(text: str) -> str:
     """``text`` in lines of at most 100 characters."""
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        ' '.join(text.split()), 100, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def quiet() -> contextlib.AbstractContextManager:

@@ -154,7 +154,7 @@ def worst(maps: Maps, expected: Maps) -> float:
     return max(errors, key=lambda error: (error != error, error))
 
 
-def infer(model: nn.Module, images: Tensor) -> Maps:
+def infer(model: Callable[[Tensor], Maps], images: Tensor) -> Maps:
     with torch.no_grad():
         return model(images)
 
