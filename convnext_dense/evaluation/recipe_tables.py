@@ -26,8 +26,8 @@ TASKS = {
     ),
 }
 ORIGIN = (
-    'Written by `tools/make_tables.py`; nothing in it was trained here. Parameters and FLOPs are '
-    'counted by us; a published figure that differs from ours in its last digit would stand beside.'
+    'Written by `tools/make_tables.py`; no model of it was trained here. Parameters and FLOPs are '
+    'counted by us. Where a published figure differs in its last digit, it stands beside ours.'
 )
 
 
