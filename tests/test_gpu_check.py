@@ -149,6 +149,22 @@ def test_training_steps_are_timed_under_autocast():
     assert {value.dtype for value in net.state_dict().values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    'error, limit, expected',
+    [
+        (2e-6, 0.0, True),  # sums in another order
+        (3e-6, 1e-6, False),
+        (2e-3, 1e-3, True),
+        (3e-3, 1e-3, False),
+        (0.1, float('nan'), True),  # the official form overflows, ours does not
+        (0.1, float('inf'), True),
+        (float('nan'), float('nan'), False),
+    ],
+)
+def test_errors_are_judged_by_the_official_forms(error, limit, expected):
+    assert gpu_parts.is_within(error, limit) == expected
+
+
 def test_tf32_is_as_it_was():
     switches = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]

@@ -32,20 +32,15 @@ def main(argv=None):
     parser = make_parser(__doc__)
     add = parser.add_argument
     add('configs', nargs='*', metavar='CONFIG', help='whole models, in place of backbones')
-    names = 'atto ... xxlarge, v2_atto ... v2_huge'
-    add('--arch', default='tiny', choices=ARCHITECTURES, metavar='ARCH', help=names)
-    sizes = 'IMAGESxHEIGHTxWIDTH, as 1x800x1280; without it and without configs: the suite'
-    add('--size', help=sizes)
-    precision = 'of weights and images; in a training step that of autocast'
-    add('--dtype', default='float32', choices=BOUND, help=precision)
+    add('--arch', default='tiny', choices=ARCHITECTURES, metavar='ARCH', help='atto ... v2_huge')
+    add('--size', help='IMAGESxHEIGHTxWIDTH, as 1x800x1280; without it and CONFIG: the suite')
+    add('--dtype', default='float32', choices=BOUND, help='in a training step that of autocast')
     add('--train', action='store_true', help='a training step in place of inference')
-    also = 'also torch.compile of each backbone (minutes)'
-    add('--compile', action='store_true', help=also)
-    add('--runs', type=int, default=10)
+    add('--compile', action='store_true', help='also torch.compile of each backbone (minutes)')
+    add('--runs', type=int, default=10, help='calls of each model (default: %(default)s)')
     add('--threads', type=int, help="default: torch's, the number of cores")
     add_device(parser)
-    folder = 'folder for benchmark.json, .md and .png'
-    add('--out', default='work_dirs/benchmark', help=folder)
+    add('--out', default='work_dirs/benchmark', help='folder of benchmark.json, .md and .png')
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -99,7 +99,7 @@ def benchmark(scenario: Scenario, device: str, runs: int, is_compiled: bool = Fa
 def start_backbones(
     scenario: Scenario, device: str, path: str, is_compiled: bool
 ) -> dict[str, Process]:
-    """A process for each; what all have to return goes into the file ``path``."""
+    """A process for each model; the maps that all have to return go into the file ``path``."""
     images, net = common(scenario)
     with torch.no_grad():
         torch.save(official(net).double()(images.double()), path)
@@ -127,7 +127,7 @@ def measured(
 
 
 def analysed(scenario: Scenario, device: str, shares: dict[str, float], seconds: float) -> Analysis:
-    """``seconds`` is the time of the matrix products."""
+    """``shares`` and ``seconds`` (of the matrix products) are those of the fused network."""
     images, net = common(scenario)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     with Counter() as counter, torch.no_grad(), torch.device('meta'):

@@ -141,7 +141,7 @@ def ddp(settings: Settings, network: str, checkpointing: str) -> list[Row]:
         torch.distributed.init_process_group(backend, init_method=store, rank=0, world_size=1)
         try:
             wrapped = DistributedDataParallel(inner, find_unused_parameters=False)
-            for _ in range(2):  # DDP complains in the second of what the first has left out
+            for _ in range(2):  # the second raises if the first left a parameter without gradient
                 steps = [train(model, images, torch.float32, device) for model in (wrapped, alone)]
         finally:
             torch.distributed.destroy_process_group()
@@ -208,7 +208,7 @@ def train(
 ) -> Step:
     """A step, in place; under autocast, with this loss scale, where ``dtype`` is of 16 bits."""
     model, images = model.to(device).train(), images.to(device)
-    if stages == 1:  # no convolution before the stage may overflow first
+    if stages == 1:  # else a convolution before the stage may overflow first
         model.downsample_layers.requires_grad_(False)
     scaler = getattr(torch.amp, 'GradScaler', None)  # not in torch 2.1
     scaler = partial(scaler, device) if scaler else torch.cuda.amp.GradScaler
@@ -239,9 +239,13 @@ def rms(gradients: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
 
 
 def is_within(error: float, limit: float) -> bool:
-    """Below FLOOR sums in fp32 differ by their order. Where the official form overflows, whatever
-    is finite is."""
-    return math.isfinite(error) and not error > max(FLOOR, FACTOR * limit)
+    """Whether ``error`` of ours is explained by rounding, when the official form's is ``limit``.
+
+    Sums in fp32 differ by FLOOR if only their order does. Where the official form overflows, so
+    that ``limit`` is not finite, any finite error will do.
+    """
+    largest = max(FLOOR, FACTOR * limit) if math.isfinite(limit) else math.inf
+    return math.isfinite(error) and error <= largest
 
 
 def reason(error: Exception) -> str:

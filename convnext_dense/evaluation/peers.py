@@ -1,5 +1,5 @@
-"""One network with the same weights, as we and as others write it: timm, torchvision, transformers,
-mmpretrain, and the official code's form. A library is imported when it is asked for."""
+"""One network with the same weights, in our code and in that of others: timm, torchvision,
+transformers, mmpretrain, and the official code's form. A library is imported when it is needed."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -101,7 +101,7 @@ def candidate(
             f'{device}{" under autocast" * scenario.train}'
         )
     try:
-        with torch.device(device):  # where initial values that are replaced cost less
+        with torch.device(device):  # initial values, which are replaced, cost less there
             model = build(name, net, scenario.arch)
     except (ImportError, KeyError):
         return Candidate(lambda: None, device, is_available=False)
@@ -129,7 +129,7 @@ def candidate(
 
 def supports(dtype: torch.dtype, device: str, is_autocast: bool) -> bool:
     """Whether torch convolves in a precision there, and forms the gradient."""
-    if dtype.itemsize > 2:  # what is wrong in fp32 is to be seen, not left out
+    if dtype.itemsize > 2:  # never left out: an error in fp32 has to show
         return True
     x = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     try:
@@ -139,7 +139,7 @@ def supports(dtype: torch.dtype, device: str, is_autocast: bool) -> bool:
         y.sum().backward()
     except RuntimeError:
         return False
-    return y.dtype == dtype  # where autocast knows no such precision it is off
+    return y.dtype == dtype  # autocast is off in a precision that it does not know
 
 
 def autocast(device: str, dtype: torch.dtype) -> AbstractContextManager:
