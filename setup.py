@@ -15,6 +15,6 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['convnext_dense', 'convnext_dense.*']),
-    package_data={'convnext_dense': ['*/*.html']},
+    package_data={'convnext_dense': ['templates/*.html']},
     install_requires=['torch>=2.1'],
 )

@@ -6,8 +6,9 @@ except ModuleNotFoundError as error:
     if error.name != 'mmengine':  # one of MMEngine's own requirements, whose name the error tells
         raise
     raise ModuleNotFoundError(
-        'convnext_dense runs on MMEngine and does not install it, because two families own that name: install '
-        'onedl-mmengine (maintained) or mmengine (frozen), whichever your mmdet or mmseg belongs to'
+        'convnext_dense runs on MMEngine and does not install it, because two families own that '
+        'name: install onedl-mmengine (maintained) or mmengine (frozen), whichever your mmdet or '
+        'mmseg belongs to'
     ) from error
 
 from .architectures import ARCHITECTURES

@@ -13,9 +13,10 @@ class Architecture(NamedTuple):
     eps: float = 1e-6  # of every LayerNorm
 
 
-# V1: "A ConvNet for the 2020s", arXiv 2201.03545, section 3 (tiny ... xlarge); the smaller ones and xxlarge, which is
-# OpenCLIP's, are timm's. V2: "ConvNeXt V2", arXiv 2301.00808, appendix A.1; its small is timm's.
-# The comment is the number of parameters of the trunk and the four output norms; a test holds it.
+# V1: "A ConvNet for the 2020s", arXiv 2201.03545, section 3 (tiny ... xlarge). The smaller ones are
+# timm's, and so is xxlarge, which is OpenCLIP's. V2: "ConvNeXt V2", arXiv 2301.00808, appendix A.1;
+# its small is timm's. The comment is the number of parameters of the trunk and the four output
+# norms; a test holds it.
 ARCHITECTURES = {
     'atto': Architecture((2, 2, 6, 2), (40, 80, 160, 320)),  # 3,375,080
     'femto': Architecture((2, 2, 6, 2), (48, 96, 192, 384)),  # 4,833,456
@@ -40,8 +41,11 @@ ARCHITECTURES = {
 
 
 def get_architecture(arch: str | Mapping) -> Architecture:
-    """A name of ``ARCHITECTURES``, or a mapping with ``depths`` and ``dims`` (four positive integers each), and where
-    they differ from V1's ``generation`` and ``eps``.
+    """The row of a name, or of a mapping.
+
+    Args:
+        arch: name in ``ARCHITECTURES``; or a mapping with ``depths`` and ``dims`` (four positive
+            integers each), and where they differ from V1's ``generation`` and ``eps``.
 
     Raises:
         ConfigError: unknown name, other keys, or a value out of its range.
@@ -53,30 +57,24 @@ def get_architecture(arch: str | Mapping) -> Architecture:
                 'or dict(depths=(...), dims=(...))'
             )
         return ARCHITECTURES[arch]
-    if not isinstance(arch, Mapping) or not {'depths', 'dims'} <= set(arch) <= set(
-        Architecture._fields
-    ):
+    keys = set(arch) if isinstance(arch, Mapping) else set()
+    if not {'depths', 'dims'} <= keys <= set(Architecture._fields):
         raise ConfigError(
-            'arch is a name or a dict with the keys depths and dims, optionally generation and eps, and '
-            f'no others, not {arch!r}'
+            'arch is a name or a dict with the keys depths and dims, optionally generation and '
+            f'eps, and no others, not {arch!r}'
         )
     for key in ('depths', 'dims'):
-        value = arch[key]
-        if (
-            not isinstance(value, (list, tuple))
-            or len(value) != 4
-            or not all(isinstance(v, int) and v > 0 for v in value)
-        ):
+        values = arch[key] if isinstance(arch[key], (list, tuple)) else ()
+        if len(values) != 4 or not all(isinstance(value, int) and value > 0 for value in values):
             raise ConfigError(
-                f'arch: {key} needs four positive integers, one per stage, not {value!r}'
+                f'arch: {key} needs four positive integers, one per stage, not {arch[key]!r}'
             )
-    architecture = Architecture(
-        **{**arch, 'depths': tuple(arch['depths']), 'dims': tuple(arch['dims'])}
-    )
+    depths, dims = tuple(arch['depths']), tuple(arch['dims'])
+    architecture = Architecture(**dict(arch, depths=depths, dims=dims))
     if architecture.generation not in (1, 2) or not 0 < architecture.eps < 1:
         raise ConfigError(
-            f'arch: generation is 1 or 2 and eps a small positive number, not {architecture.generation!r} '
-            f'and {architecture.eps!r}'
+            'arch: generation is 1 or 2 and eps a small positive number, not '
+            f'{architecture.generation!r} and {architecture.eps!r}'
         )
     return architecture
 
@@ -85,9 +83,10 @@ def parameter_shapes(
     architecture: Architecture, in_channels: int = 3
 ) -> dict[str, tuple[int, ...]]:
     """Every parameter of a ``ConvNeXt`` that emits all four maps: name -> shape."""
-    shapes, dims = {}, architecture.dims
+    dims = architecture.dims
+    shapes: dict[str, tuple[int, ...]] = {}
 
-    def layer(name, *weight):
+    def layer(name: str, *weight: int) -> None:
         shapes[f'{name}.weight'], shapes[f'{name}.bias'] = weight, weight[:1]
 
     for i, (depth, dim) in enumerate(zip(architecture.depths, dims)):
@@ -100,11 +99,10 @@ def parameter_shapes(
             layer(f'{block}.norm', dim)
             layer(f'{block}.pwconv1', 4 * dim, dim)
             layer(f'{block}.pwconv2', dim, 4 * dim)
-            shapes.update(
-                {f'{block}.gamma': (dim,)}
-                if architecture.generation == 1
-                else {f'{block}.grn.gamma': (4 * dim,), f'{block}.grn.beta': (4 * dim,)}
-            )
+            if architecture.generation == 1:
+                shapes[f'{block}.gamma'] = (dim,)
+            else:
+                shapes[f'{block}.grn.gamma'] = shapes[f'{block}.grn.beta'] = (4 * dim,)
         layer(f'norm{i}', dim)
     return shapes
 

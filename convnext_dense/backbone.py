@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 
 import torch
 from mmengine.model import BaseModule
@@ -22,28 +23,36 @@ NUM_STAGES = 4
 class ConvNeXt(BaseModule):
     """ConvNeXt V1 (arXiv 2201.03545) and V2 (arXiv 2301.00808) for dense prediction.
 
-    (N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i), shallow to deep, with s = 4, 8, 16, 32. Sides that
-    do not divide are rounded down at each reduction. The maps are NCHW-contiguous: mmcv's RoIAlign and modulated
-    deformable convolution read channels-last maps wrongly and do not say so.
+    (N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i), shallow to deep, with strides
+    s = 4, 8, 16, 32. Sides that do not divide are rounded down at each reduction. The maps are
+    NCHW-contiguous: mmcv's RoIAlign and modulated deformable convolution read channels-last maps
+    wrongly and do not say so.
 
     Args:
-        arch: name in ``architectures.ARCHITECTURES`` (``'tiny'``, ``'v2_tiny'``, ...), or a dict with ``depths`` and
-            ``dims``, and where they differ from V1's ``generation`` and ``eps``.
+        arch: name in ``architectures.ARCHITECTURES`` (``'tiny'``, ``'v2_tiny'``, ...), or a dict
+            with ``depths`` and ``dims``, and where they differ from V1's ``generation`` and
+            ``eps``.
         in_channels: channels of the image.
-        out_indices: stages to emit, 0 to 3, negative ones count from the end. Maps leave shallow to deep whatever
-            the order here.
-        out_norm: a LayerNorm on each emitted map (``norm0`` ... ``norm3``), as all published dense models have, V2's
-            too. Without it the maps are the stages' own sums, whose scale grows with depth: for heads that normalise
-            by themselves, or to compare with implementations that have no norms there.
-        drop_path_rate: stochastic depth of the last block; the blocks before it follow a line from 0.
-        layer_scale_init_value: initial ``gamma`` of every V1 block; weights that are loaded replace it. V2 has none.
-        frozen_stages: -1 nothing, 0 the stem, k the stem and stages 0 ... k-1 with their downsampling. Output norms
-            stay trainable.
-        output_stride: 32, or 16 or 8 for DeepLab-style heads: reductions past it keep their kernel, run at stride 1
-            with 'same' padding, and every later convolution is dilated instead, as in timm.
-        checkpointing: recompute activations in backward: ``'none'``, ``'mlp'`` or ``'block'``.
-        init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL_OR_PRESET)`` loads through ``load_weights``, which
-            raises where a tensor does not fit; ``inflate`` may be given beside ``checkpoint``.
+        out_indices: stages to emit, 0 to 3; negative ones count from the end. Maps leave shallow
+            to deep whatever the order here.
+        out_norm: a LayerNorm on each emitted map (``norm0`` ... ``norm3``), as all published dense
+            models have, V2's too. Without it the maps are the sums that the stages end in, whose
+            scale grows with depth: for heads that normalise by themselves, or to compare with
+            implementations that have no norms there.
+        drop_path_rate: stochastic depth of the last block. The rates of the blocks before it rise
+            linearly from 0.
+        layer_scale_init_value: initial ``gamma`` of every V1 block; weights that are loaded
+            replace it. V2 has none.
+        frozen_stages: -1 nothing, 0 the stem, k the stem and stages 0 ... k-1 with their
+            downsampling. Output norms stay trainable.
+        output_stride: 32, or 16 or 8 for DeepLab-style heads: reductions past it keep their
+            kernel, run at stride 1 with 'same' padding, and every later convolution is dilated
+            instead, as in timm.
+        checkpointing: recompute activations in backward: ``'none'``, ``'mlp'`` (all of a block
+            but its convolution) or ``'block'``.
+        init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL_OR_PRESET)`` loads through
+            ``load_weights``, which raises where a tensor does not fit; ``inflate`` may be given
+            beside ``checkpoint``.
 
     Attributes:
         out_channels, out_strides: tuples with one entry per emitted map.
@@ -52,6 +61,8 @@ class ConvNeXt(BaseModule):
         ConfigError: an argument is unknown or out of its range; an image is no floating-point
             tensor, has other channels than ``in_channels`` or a side shorter than 32 pixels.
     """
+
+    is_init: bool  # of MMEngine: whether init_weights has run
 
     def __init__(
         self,
@@ -76,7 +87,8 @@ class ConvNeXt(BaseModule):
         self.out_indices = _check_out_indices(out_indices)
         if generation == 2 and layer_scale_init_value != 1:
             raise ConfigError(
-                f'layer_scale_init_value={layer_scale_init_value}: V2 has no layer scale; leave it out'
+                f'layer_scale_init_value={layer_scale_init_value}: V2 has no layer scale; '
+                'leave it out'
             )
         if not layer_scale_init_value > 0:
             raise ConfigError(
@@ -95,51 +107,27 @@ class ConvNeXt(BaseModule):
         if checkpointing not in ('none', 'mlp', 'block'):
             raise ConfigError(f"checkpointing is 'none', 'mlp' or 'block', not {checkpointing!r}")
         self.frozen_stages = frozen_stages
-        self._frozen_downsamplings = {-1: 0, 0: 1}.get(
-            frozen_stages, frozen_stages
-        )  # 0: the stem without its stage
+        # 0 freezes the stem without its stage.
+        self._frozen_downsamplings = {-1: 0, 0: 1}.get(frozen_stages, frozen_stages)
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         self.out_strides = tuple(min(4 * 2**i, output_stride) for i in self.out_indices)
 
-        # Stages past the last emitted one would get no gradient, so they are not built.
-        num_stages = self.out_indices[-1] + 1
-        stem = nn.Sequential(
-            nn.Conv2d(in_channels, dims[0], 4, stride=4), LayerNorm2d(dims[0], eps)
-        )
-        self.downsample_layers = nn.ModuleList([stem])
+        stem = nn.Conv2d(in_channels, dims[0], 4, stride=4), LayerNorm2d(dims[0], eps)
+        self.downsample_layers = nn.ModuleList([nn.Sequential(*stem)])
         self.stages = nn.ModuleList()
-        # The line runs over all stages of the architecture, so that leaving one out changes no rate.
+        # Rates rise over all stages of the architecture, so that leaving one out changes none.
         rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist())
-        for i in range(num_stages):
+        # Stages past the last that is emitted would get no gradient, so they are not built.
+        for i in range(self.out_indices[-1] + 1):
             dilation = max(1, 4 * 2**i // output_stride)
             if i:
-                reduction = (
-                    dict(stride=2)
-                    if dilation == 1
-                    else dict(padding='same', dilation=dilation // 2)
-                )
-                self.downsample_layers.append(
-                    nn.Sequential(
-                        LayerNorm2d(dims[i - 1], eps),
-                        nn.Conv2d(dims[i - 1], dims[i], 2, **reduction),
-                    )
-                )
-            self.stages.append(
-                nn.Sequential(
-                    *(
-                        Block(
-                            dims[i],
-                            next(rates),
-                            layer_scale_init_value,
-                            dilation,
-                            checkpointing,
-                            generation,
-                            eps,
-                        )
-                        for _ in range(self.depths[i])
-                    )
-                )
-            )
+                same = dict(padding='same', dilation=dilation // 2)
+                reduction = dict(stride=2) if dilation == 1 else same
+                conv = nn.Conv2d(dims[i - 1], dims[i], 2, **reduction)
+                self.downsample_layers.append(nn.Sequential(LayerNorm2d(dims[i - 1], eps), conv))
+            shared = layer_scale_init_value, dilation, checkpointing, generation, eps
+            blocks = [Block(dims[i], next(rates), *shared) for _ in range(self.depths[i])]
+            self.stages.append(nn.Sequential(*blocks))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(dims[i], eps) if out_norm else nn.Identity())
         self.apply(_init)
@@ -156,8 +144,8 @@ class ConvNeXt(BaseModule):
             )
         if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 32:
             raise ConfigError(
-                f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, got '
-                f'{tuple(x.shape)}; images with other channels need in_channels to say so'
+                f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, '
+                f'got {tuple(x.shape)}; images with other channels need in_channels to say so'
             )
         # Into channels-last memory, by a way that torch.vmap knows.
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -174,18 +162,16 @@ class ConvNeXt(BaseModule):
         return tuple(maps)
 
     def init_weights(self) -> None:
-        """Load ``init_cfg``'s checkpoint; everything else was initialised when the module was built."""
+        """Load ``init_cfg``'s checkpoint. All else was initialised when the module was built."""
         if self.is_init or not self.init_cfg:
             return
         options = dict(self.init_cfg) if isinstance(self.init_cfg, Mapping) else {}
-        if options.pop('type', None) != 'Pretrained' or not {'checkpoint'} <= set(options) <= {
-            'checkpoint',
-            'inflate',
-        }:
+        is_pretrained = options.pop('type', None) == 'Pretrained'
+        if not is_pretrained or not {'checkpoint'} <= set(options) <= {'checkpoint', 'inflate'}:
             raise ConfigError(
-                "init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL_OR_PRESET), optionally "
-                'with inflate: the prefix of the backbone inside a larger file is found by itself. '
-                f'Got {self.init_cfg}'
+                "init_cfg is None or dict(type='Pretrained', checkpoint=PATH_OR_URL_OR_PRESET), "
+                'optionally with inflate: the prefix of the backbone inside a larger file is found '
+                f'by itself. Got {self.init_cfg}'
             )
         load_weights(self, options.pop('checkpoint'), **options)
         self.is_init = True
@@ -196,76 +182,61 @@ class ConvNeXt(BaseModule):
         return self
 
     def _freeze(self) -> None:
-        for module in (
-            *self.downsample_layers[: self._frozen_downsamplings],
-            *self.stages[: max(self.frozen_stages, 0)],
-        ):
+        frozen = [*self.downsample_layers[: self._frozen_downsamplings]]
+        frozen += self.stages[: max(self.frozen_stages, 0)]
+        for module in frozen:
             module.eval()  # drop path off
             module.requires_grad_(False)
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     """Sorted, with negative ones counted from the end."""
-    if (
-        not isinstance(out_indices, Iterable)
-        or not (out_indices := tuple(out_indices))
-        or not all(isinstance(i, int) and -NUM_STAGES <= i < NUM_STAGES for i in out_indices)
-    ):
+    allowed = range(-NUM_STAGES, NUM_STAGES)
+    chosen = tuple(out_indices) if isinstance(out_indices, Iterable) else ()
+    if not chosen or not all(isinstance(i, Integral) and i in allowed for i in chosen):
         raise ConfigError(
             f'out_indices, a tuple or list, names one or more of the stages 0 ... {NUM_STAGES - 1} '
             f'(or -{NUM_STAGES} ... -1), got {out_indices!r}'
         )
-    sorted_indices = tuple(sorted(i % NUM_STAGES for i in out_indices))
-    if len(set(sorted_indices)) != len(sorted_indices):
-        raise ConfigError(f'out_indices {out_indices} names a stage twice')
-    return sorted_indices
+    stages = sorted({int(i) % NUM_STAGES for i in chosen})
+    if len(stages) < len(chosen):
+        raise ConfigError(f'out_indices {chosen} names a stage twice')
+    return tuple(stages)
 
 
-# Arguments of the official code, timm, mmpretrain and mmseg -> how to say the same here.
+# How to say here what the official code, timm, mmpretrain and mmseg say by these arguments.
+NO_SUCH_CHOICE = 'nothing: leave it out, this backbone has no such choice'
 OTHER_NAMES = {
-    **dict.fromkeys(
-        ('depths', 'dims', 'channels'),
-        'arch=dict(depths=..., dims=...), or the name of an architecture',
-    ),
-    **dict.fromkeys(('in_chans', 'num_channels'), 'in_channels'),
-    **dict.fromkeys(
-        ('with_cp', 'use_checkpoint', 'grad_checkpointing'), "checkpointing='mlp' or 'block'"
-    ),
-    **dict.fromkeys(('ls_init_value', 'layer_scale'), 'layer_scale_init_value'),
-    **dict.fromkeys(('drop_path', 'stochastic_depth_prob'), 'drop_path_rate'),
-    **dict.fromkeys(
-        ('pretrained', 'checkpoint'), "init_cfg=dict(type='Pretrained', checkpoint=...)"
-    ),
+    'depths dims channels': 'arch=dict(depths=..., dims=...), or the name of an architecture',
+    'in_chans num_channels': 'in_channels',
+    'with_cp use_checkpoint grad_checkpointing': "checkpointing='mlp' or 'block'",
+    'ls_init_value layer_scale': 'layer_scale_init_value',
+    'drop_path stochastic_depth_prob': 'drop_path_rate',
+    'pretrained checkpoint': "init_cfg=dict(type='Pretrained', checkpoint=...)",
     'use_grn': "arch='v2_...'",
     'norm_out': 'out_norm',
     'norm_cfg': 'nothing, or eps in arch=dict(...)',
-    **dict.fromkeys(
-        (
-            'gap_before_final_norm',
-            'features_only',
-            'num_classes',
-            'head_init_scale',
-            'stem_patch_size',
-            'linear_pw_conv',
-            'act_cfg',
-        ),
-        'nothing: leave it out, this backbone has no such choice',
-    ),
+    'gap_before_final_norm features_only num_classes': NO_SUCH_CHOICE,
+    'head_init_scale stem_patch_size linear_pw_conv act_cfg': NO_SUCH_CHOICE,
 }
 
 
 def _explain(unknown: Mapping) -> str:
+    here = {name: text for names, text in OTHER_NAMES.items() for name in names.split()}
     known = ', '.join(list(inspect.signature(ConvNeXt).parameters)[:-1])
-    return 'ConvNeXt has no such argument:\n' + '\n'.join(
-        f'  {name}: here it is {OTHER_NAMES[name]}'
-        if name in OTHER_NAMES
-        else f'  {name}: expected one of {known}'
+    lines = [
+        f'  {name}: ' + (f'here it is {here[name]}' if name in here else f'expected one of {known}')
         for name in unknown
-    )
+    ]
+    return '\n'.join(['ConvNeXt has no such argument:', *lines])
 
 
 def _init(module: nn.Module) -> None:
-    """Truncated normal of std 0.02, no bias: the official code's value (the paper's table 5 prints 0.2)."""
+    """Weights from a truncated normal of std 0.02, biases 0, as the official code has it.
+
+    The paper's table 5 prints 0.2.
+    """
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

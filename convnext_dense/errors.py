@@ -1,4 +1,7 @@
-"""What this package raises on purpose. The tools print these as one message, without a traceback."""
+"""The errors that this package raises on purpose.
+
+Commands print them as one message, without a traceback.
+"""
 
 
 class ConfigError(ValueError):

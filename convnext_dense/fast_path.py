@@ -1,15 +1,17 @@
-"""The fast path: inference on CPUs, in runs of pixels that stay in the cache.
+"""The fast path: inference on CPUs, in chunks of pixels that stay in the cache.
 
 LayerNorm, both linear layers and GELU work on each pixel alone. So a few thousand pixels at a time
-give the same map, and what is 4C wide is never allocated for a whole map. GRN needs statistics of
-the whole map: V2 goes image by image and keeps the 4C-wide map of one image.
+give the same map, and the hidden activations (4C channels) of a whole map are never allocated.
+GRN needs statistics of the whole map: V2 goes image by image and keeps the hidden activations of
+one image.
 
 ``takes_over`` alone decides between this file and the plain operators of layers.py. Private
 functions of torch are used in this file only, each with a check and the public way beside it.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -29,11 +31,11 @@ from .layers import (
     response_scale,
 )
 
-RUN_BYTES = 8 << 20  # of what is 4C wide of a run: the cache of a core holds it a few times over
-SMALLEST_RUN = 1000  # pixels; fewer make slow products
-MOST_RUNS = 16  # of a map: beyond so many no memory is saved
-STRIP = 4096  # pixels of a strip of rows
-FEW_VALUES = 1 << 17  # in a smaller map the loop over runs takes longer than it saves
+CHUNK_BYTES = 8 << 20  # of a chunk's hidden activations: at most what a core's cache holds
+SMALLEST_CHUNK = 1000  # pixels; the matrix products of fewer are slow
+MOST_CHUNKS = 16  # of a map; more would save no more memory
+STRIP = 4096  # pixels in a strip of rows
+FEW_VALUES = 1 << 17  # in a smaller map the loop over chunks costs more time than it saves
 
 _switched_off = ContextVar('convnext_dense.plain_operators', default=False)
 
@@ -75,27 +77,24 @@ def takes_over(x: Tensor, module: nn.Module, layers: Mapping | None = None) -> b
     )
 
 
-def _is_small(x, module):
+def _is_small(x: Tensor, module: nn.Module) -> bool:
     # GRN works image by image, and sweeps twice over each.
     has_grn = isinstance(getattr(module, 'grn', None), GlobalResponseNorm)
-    return x.numel() < FEW_VALUES * (2 * len(x) if has_grn else 1)
+    return x.numel() < FEW_VALUES * (2 * len(x) if has_grn else 1) or not len(x)
 
 
-def _has_gradient(x, module):
+def _has_gradient(x: Tensor, module: nn.Module) -> bool:
     return x.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
 
 
 # torch 2.1 has only the private function.
-_is_compiling = getattr(torch.compiler, 'is_compiling', None) or getattr(
-    torch._utils, 'is_compiling', lambda: True
+_is_compiling: Callable[[], bool] = getattr(
+    torch.compiler, 'is_compiling', getattr(torch._utils, 'is_compiling', lambda: True)
 )
 # Private: dispatch modes (FLOP counters, fake tensors) and torch.func's transforms.
-_OBSERVERS = [
-    getattr(module, name, None)
-    for module, name in (
-        (torch._C, '_len_torch_dispatch_stack'),
-        (getattr(torch._C, '_functorch', None), 'peek_interpreter_stack'),
-    )
+_OBSERVERS: list[Callable[[], object]] = [
+    getattr(torch._C, '_len_torch_dispatch_stack', lambda: True),
+    getattr(getattr(torch._C, '_functorch', None), 'peek_interpreter_stack', lambda: True),
 ]
 # Private: of hooks on all modules.
 _GLOBAL_HOOKS = '_global_forward_hooks', '_global_forward_pre_hooks'
@@ -104,7 +103,7 @@ _GLOBAL_HOOKS = '_global_forward_hooks', '_global_forward_pre_hooks'
 def _is_observed() -> bool:
     """Whether something has to see every operator; where torch cannot tell, it has."""
     return (
-        any(is_active is None or is_active() for is_active in _OBSERVERS)
+        any(is_active() for is_active in _OBSERVERS)
         or any(getattr(nn.modules.module, name, True) for name in _GLOBAL_HOOKS)
         or getattr(forward_ad, '_current_level', 0) >= 0
     )
@@ -113,84 +112,85 @@ def _is_observed() -> bool:
 # ---- what it does ----
 
 
-def steps(stage: nn.Sequential, x: Tensor) -> Sequence[Callable[[Tensor], Tensor]]:
+def steps(stage: nn.Module, x: Tensor) -> Iterable[Callable[[Tensor], Tensor]]:
     """A stage as functions to call in turn, the first with ``x``.
 
-    On the fast path these are its blocks: a call of the stage would hold ``x`` to its end.
+    On the fast path these are its blocks: a call of the whole stage would hold its input in memory
+    to the end.
     """
     if type(stage) is not nn.Sequential or not takes_over(x, stage):
         return [stage]
-    return [partial(_run, block) for block in stage]
+    return [partial(_step, block) for block in stage]
 
 
-def _run(block, x):
-    is_ours = isinstance(block, Block) and type(block).forward is Block.forward
-    return _block(block, x) if is_ours and takes_over(x, block, BLOCK) else block(x)
+def _step(block: nn.Module, x: Tensor) -> Tensor:
+    has_our_forward = isinstance(block, Block) and type(block).forward is Block.forward
+    return _block(block, x) if has_our_forward and takes_over(x, block, BLOCK) else block(x)
 
 
-def _block(block: Block, x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, H, W), in channels-last memory."""
+def _block(block, x: Tensor) -> Tensor:
+    """``Block.forward``: (N, C, H, W) -> (N, C, H, W), in channels-last memory."""
     y = block.dwconv(x).contiguous(memory_format=torch.channels_last)
-    norm, grn, layer_scale = block.norm, block.grn, block.gamma
+    norm, layer_scale = block.norm, block.gamma
+    grn = block.grn if isinstance(block.grn, GlobalResponseNorm) else None
     # Autocast has cast the convolution, and would cast the linear layers to the same type.
-    w1, b1, w2, b2 = (
-        parameter.to(y.dtype)
-        for layer in (block.pwconv1, block.pwconv2)
-        for parameter in (layer.weight, layer.bias)
-    )
-    affine = [None if value is None else value.to(y.dtype) for value in (norm.weight, norm.bias)]
-    has_grn = isinstance(grn, GlobalResponseNorm)
+    linears = block.pwconv1, block.pwconv2
+    w1, b1, w2, b2 = (p.to(y.dtype) for layer in linears for p in (layer.weight, layer.bias))
+    affine = [None if p is None else p.to(y.dtype) for p in (norm.weight, norm.bias)]
+
+    def hidden(pixels: Tensor) -> Tensor:
+        """(T, C) -> (T, 4C)."""
+        normed = F.layer_norm(pixels, norm.normalized_shape, affine[0], affine[1], norm.eps)
+        return F.gelu(F.linear(normed, w1, b1))
+
     dtype = torch.promote_types(x.dtype, y.dtype if layer_scale is None else layer_scale.dtype)
     out = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
-    images = len(x) if has_grn else 1
-    for x, y, rows in zip(*(_tokens(part, images) for part in (x, y, out))):
-        pieces = runs(y)
-
-        def hidden(run):
-            normed = F.layer_norm(y[run], norm.normalized_shape, *affine, norm.eps)
-            return F.gelu(F.linear(normed, w1, b1))
-
-        second = w2, b2
-        if has_grn:
-            kept = deque(map(hidden, pieces))
+    parts = 1 if grn is None else len(x)
+    for inputs, pixels, sums in zip(*(_pixels(tensor, parts) for tensor in (x, y, out))):
+        kept, second, pieces = None, (w2, b2), chunks(pixels)
+        if grn is not None:
+            kept = deque(hidden(pixels[piece]) for piece in pieces)
             energy = response_energy(torch.stack([response_energy(part) for part in kept]))
             scaled = (w2 * response_scale(energy, grn.gamma)).to(w2.dtype)
             second = scaled, torch.addmv(b2, w2, grn.beta.to(w2.dtype))
-        for run in pieces:
-            # Not named: it is 4C wide, and a name would hold it until the next run's is there.
-            branch = F.linear(kept.popleft() if has_grn else hidden(run), *second)
+        for piece in pieces:
+            # No name for the hidden activations: it would hold them until the next are there.
+            branch = F.linear(kept.popleft() if kept else hidden(pixels[piece]), *second)
             if layer_scale is not None:
                 branch = branch * layer_scale
-            # Each run of y has been read by now, so that its memory can take the sum.
-            torch.add(x[run], branch, out=rows[run])
+            # This piece of y is not needed any more, so that its memory can take the sum.
+            torch.add(inputs[piece], branch, out=sums[piece])
     return out
 
 
-def _tokens(x, images):
-    """(N, C, H, W) -> (images, T, C): all pixels of an image, or with ``images`` of 1 of all."""
-    return x.permute(0, 2, 3, 1).reshape(images, -1, x.shape[1])
+def _pixels(x: Tensor, parts: int) -> Tensor:
+    """(N, C, H, W) -> (parts, T, C): all pixels in one part, or each image's in a part."""
+    return x.permute(0, 2, 3, 1).reshape(parts, -1, x.shape[1])
 
 
-def runs(x: Tensor) -> list[slice]:
-    """Of alike length, for pixels (T, C) and what is 4C wide of them."""
-    length = RUN_BYTES // (4 * x.shape[1] * x.element_size())
-    length = max(1, SMALLEST_RUN, min(length, len(x) // MOST_RUNS))
-    length = max(1, -(-len(x) // max(1, -(-len(x) // length))))  # the last as long as the others
-    return [slice(start, start + length) for start in range(0, len(x), length)]
+def chunks(pixels: Tensor) -> list[slice]:
+    """Slices of pixels (T, C), all about as long, within the bounds at the top of this file."""
+    fit = CHUNK_BYTES // (4 * pixels.shape[1] * pixels.element_size())
+    longest = max(1, SMALLEST_CHUNK, min(fit, len(pixels) // MOST_CHUNKS))
+    count = max(1, math.ceil(len(pixels) / longest))
+    length = max(1, math.ceil(len(pixels) / count))
+    return [slice(start, start + length) for start in range(0, len(pixels), length)]
 
 
 def emit(norm: nn.Module, x: Tensor) -> Tensor:
     """norm(x) in NCHW memory: (N, C, H, W) -> (N, C, H, W).
 
-    Turned in strips of rows: a map that is not in the cache takes four times as long.
+    The copy is done in strips of rows: of a map that is not in the cache it takes four times as
+    long.
     """
     if not takes_over(x, norm, {}):
         return norm(x).contiguous()
-    out = None
-    for rows in strips(x):
-        strip = norm(x[:, :, rows])
-        out = strip.new_empty(x.shape) if out is None else out
-        out[:, :, rows] = strip
+    first, *others = strips(x)
+    strip = norm(x[:, :, first])
+    out = strip.new_empty(x.shape)
+    out[:, :, first] = strip
+    for rows in others:
+        out[:, :, rows] = norm(x[:, :, rows])
     return out
 
 

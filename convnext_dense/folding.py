@@ -72,6 +72,7 @@ class FusedBlock(Block):
             _set(second, bias=b2 + w2 @ beta)
             _set(self.grn, beta=beta * 0)
         else:
+            assert block.gamma is not None  # V1
             scale = block.gamma.detach().double()
             _set(second, weight=w2 * scale[:, None], bias=b2 * scale)
 
@@ -92,7 +93,7 @@ class FusedBlock(Block):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _set(layer: nn.Module, **values):
+def _set(layer: nn.Module, **values: torch.Tensor) -> None:
     """Parameters in place, in their own precision: folded in float64, rounded once."""
     with torch.no_grad():
         for name, value in values.items():

@@ -5,8 +5,8 @@ The rules are those of the official ConvNeXt code for COCO (``layer_wise``) and 
 """
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -16,9 +16,11 @@ from .backbone import ConvNeXt
 from .errors import ConfigError
 from .registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-FSDP = ()  # of which nothing is an instance, where torch is built without torch.distributed
+FSDP: tuple[type, ...] = ()  # empty where torch is built without torch.distributed
 if distributed.is_available():
-    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    FSDP = (FullyShardedDataParallel,)
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
 # what torch puts into names
@@ -32,7 +34,9 @@ def default_num_layers(depths: Sequence[int]) -> int:
     return 3 + -(-depths[2] // BLOCKS_PER_LAYER)
 
 
-def layer_id(name: str, depths: Sequence[int], decay_type: str, num_layers: int = None) -> int:
+def layer_id(
+    name: str, depths: Sequence[int], decay_type: str, num_layers: int | None = None
+) -> int:
     """Layer of a backbone's parameter, 0 (stem) ... num_layers + 1 (output norms, as the heads).
 
     What is added to a block, a stage or a downsampling has the rate of the layer that it sits in.
@@ -142,7 +146,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         decay_rate, decay_type = self.paramwise_cfg['decay_rate'], self.paramwise_cfg['decay_type']
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
 
-        groups: dict[str, dict] = {}
+        groups: dict[GroupKey, dict] = {}
         unused = set(custom_keys)
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -155,20 +159,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             decays = self._dims[parameter] != 1 and not name.endswith('.bias')
             custom = max((key for key in custom_keys if key in clean), key=len, default='')
             unused.discard(custom)
-            key = f'layer_{layer}_{"decay" if decays else "no_decay"}'
-            key += f'_{custom}' if custom else ''
+            key = GroupKey(layer, custom, decays)
             if key not in groups:
                 change = custom_keys.get(custom, {})
                 scale = lr_scale(layer, decay_rate, num_layers) * change.get('lr_mult', 1.0)
                 decay = self.base_wd * change.get('decay_mult', 1.0) if decays else 0.0
-                groups[key] = dict(
-                    weight_decay=decay,
-                    params=[],
-                    param_names=[],
-                    lr_scale=scale,
-                    group_name=key,
-                    lr=self.base_lr * scale,
-                )
+                groups[key] = dict(params=[], param_names=[], group_name=str(key), lr_scale=scale)
+                groups[key].update(lr=self.base_lr * scale, weight_decay=decay)
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
         if unused:
@@ -178,11 +175,35 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'that have'
             )
         params.extend(groups.values())
-        print_log(
-            f'{decay_type} learning-rate decay {decay_rate}, {num_layers} layers\n'
-            f'{format_groups(params)}',
-            logger='current',
-        )
+        title = f'{decay_type} learning-rate decay {decay_rate}, {num_layers} layers'
+        print_log(f'{title}\n{_format(groups)}', logger='current')
+
+
+class GroupKey(NamedTuple):
+    """What the parameters of a group have in common."""
+
+    layer: int
+    custom: str  # key of custom_keys, or ''
+    decays: bool
+
+    def __str__(self) -> str:
+        name = f'layer_{self.layer}_{"decay" if self.decays else "no_decay"}'
+        return f'{name}_{self.custom}' if self.custom else name
+
+
+def _format(groups: Mapping[GroupKey, dict]) -> str:
+    """One line per layer: learning rate, scale, and how many tensors are decayed or not."""
+    lines = [
+        '(tensors with and without weight decay; layer 0 is the stem, the last the heads)',
+        f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}',
+    ]
+    for layer, custom in sorted({(key.layer, key.custom) for key in groups}):
+        pair = [groups.get(GroupKey(layer, custom, decays)) for decays in (True, False)]
+        decayed, undecayed = (len(group['params']) if group else 0 for group in pair)
+        group = pair[0] or pair[1] or {}
+        row = f'{layer:>6} {group["lr"]:>10.3g} {group["lr_scale"]:>8.4f} {decayed:>8}'
+        lines.append(f'{row} {undecayed:>5}  {custom}'.rstrip())
+    return '\n'.join(lines)
 
 
 def _unsharded_dims(model: nn.Module) -> dict[Tensor, int]:
@@ -193,9 +214,9 @@ def _unsharded_dims(model: nn.Module) -> dict[Tensor, int]:
     it leaves inner units out without a word and needs a GPU. DTensors, as FSDP2's, are no matter:
     their shape is the whole parameter's.
     """
-    dims = {}
+    dims: dict[Tensor, int] = {}
     for unit in model.modules():
-        flat = unit._flat_param if isinstance(unit, FSDP) else None
+        flat = getattr(unit, '_flat_param', None) if isinstance(unit, FSDP) else None
         if flat is not None:
             dims.update((p, len(shape)) for p, shape in zip(flat._params or (), flat._shapes))
     for name, parameter in model.named_parameters():
@@ -208,7 +229,7 @@ def _unsharded_dims(model: nn.Module) -> dict[Tensor, int]:
     return dims
 
 
-def _find_backbones(model: nn.Module):
+def _find_backbones(model: nn.Module) -> tuple[list[str], Sequence[int]]:
     """Prefixes with a trailing dot, and the depths that all have."""
     backbones = {
         WRAPPER.sub('', f'{name}.' if name else ''): module.depths
@@ -221,26 +242,3 @@ def _find_backbones(model: nn.Module):
             f'same depths; got {backbones or "none"} in {type(model).__name__}'
         )
     return list(backbones), next(iter(backbones.values()))
-
-
-def format_groups(groups: list[dict]) -> str:
-    """One line per layer: learning rate, scale, and how many tensors are decayed or not."""
-    layers = {}
-    for group in groups:
-        layer, kind, custom = re.fullmatch(
-            r'layer_(\d+)_(no_decay|decay)_?(.*)', group['group_name']
-        ).groups()
-        row = layers.setdefault(
-            (int(layer), custom), Counter(lr=group['lr'], lr_scale=group['lr_scale'])
-        )
-        row[kind] += len(group['params'])
-    lines = [
-        '(tensors with and without weight decay; layer 0 is the stem, the last the heads)',
-        f'{"layer":>6} {"lr":>10} {"scale":>8} {"decayed":>8} {"not":>5}',
-    ]
-    lines += [
-        f'{layer:>6} {row["lr"]:>10.3g} {row["lr_scale"]:>8.4f} {row["decay"]:>8} '
-        f'{row["no_decay"]:>5}  {custom}'.rstrip()
-        for (layer, custom), row in sorted(layers.items())
-    ]
-    return '\n'.join(lines)

@@ -1,4 +1,7 @@
-"""mmdet's RoI extractor, safe on channels-last maps. Needs mmdet; the Mask R-CNN base config imports it."""
+"""mmdet's RoI extractor, safe on channels-last maps. It needs mmdet.
+
+The base config of Mask R-CNN imports it (``custom_imports``).
+"""
 
 from collections.abc import Sequence
 
@@ -10,8 +13,10 @@ from .registry import MODELS
 
 @MODELS.register_module()
 class SingleRoIExtractor(MMDetSingleRoIExtractor):
-    """mmcv's RoIAlign reads channels-last maps as if they were NCHW and does not say so. Our backbone emits NCHW, but
-    a neck whose weights are channels-last (``model.to(memory_format=torch.channels_last)``) turns its maps again.
+    """Makes the maps NCHW before RoIAlign, since mmcv's reads channels-last maps wrongly.
+
+    It does not say so. Our backbone emits NCHW, but a neck whose weights are channels-last
+    (``model.to(memory_format=torch.channels_last)``) emits channels-last maps again.
     """
 
     def forward(

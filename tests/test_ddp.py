@@ -1,4 +1,7 @@
-"""Two processes, find_unused_parameters=False: every choice of maps, frozen stages and checkpointing gets its gradients."""
+"""DDP in two processes with find_unused_parameters=False: all gradients arrive.
+
+For every choice of maps, frozen stages and checkpointing.
+"""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Inference on CPUs in runs of pixels: the same maps, in less memory, and only where nobody minds."""
+"""The fast path: the same maps in less memory, and only where ``takes_over`` says so."""
 
 import copy
 import subprocess
@@ -23,9 +23,9 @@ ARCHS = ['atto', 'v2_atto']
 
 
 @pytest.fixture
-def short_runs(monkeypatch):
+def short_chunks(monkeypatch):
     """So that small maps go in many runs."""
-    monkeypatch.setattr(fast_path, 'SMALLEST_RUN', 7)
+    monkeypatch.setattr(fast_path, 'SMALLEST_CHUNK', 7)
     monkeypatch.setattr(fast_path, 'FEW_VALUES', 0)
 
 
@@ -35,7 +35,7 @@ def short_runs(monkeypatch):
     [dict(arch='atto'), dict(arch='v2_atto'), dict(arch='v2_atto', output_stride=8)],
     ids=str,
 )
-def test_runs_give_the_maps_of_plain_operators(kwargs, is_fused, short_runs):
+def test_runs_give_the_maps_of_plain_operators(kwargs, is_fused, short_chunks):
     net, image = randomise(ConvNeXt(**kwargs)).double(), torch.randn(3, 3, 225, 94).double()
     with torch.no_grad():
         with plain_operators():

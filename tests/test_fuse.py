@@ -1,4 +1,4 @@
-"""A fused model says what the model says, faster; and says so when it is asked for what it cannot do."""
+"""A fused model gives the same maps, and refuses what it cannot do."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ from convnext_dense.inference.building import build
 
 
 @pytest.fixture(autouse=True)
-def small_maps_in_runs(monkeypatch):
+def small_maps_in_chunks(monkeypatch):
     monkeypatch.setattr(fast_path, 'FEW_VALUES', 0)
 
 
@@ -76,9 +76,9 @@ def test_gradient_of_the_image_is_the_models():
     net = randomise(ConvNeXt('v2_atto'))
     image, grads = torch.randn(1, 3, 64, 64), []
     for model in (net, fuse(net)):
-        own = image.clone().requires_grad_()
-        sum(fmap.square().sum() for fmap in model(own)).backward()
-        grads.append(own.grad)
+        leaf = image.clone().requires_grad_()
+        sum(fmap.square().sum() for fmap in model(leaf)).backward()
+        grads.append(leaf.grad)
         assert all(parameter.requires_grad == (model is net) for parameter in model.parameters())
     assert (grads[0] - grads[1]).norm() < 1e-4 * grads[0].norm()
 
@@ -99,7 +99,7 @@ def test_saved_and_loaded():
 
 def test_what_it_refuses():
     net = ConvNeXt('atto')
-    fused, image = fuse(net), torch.randn(1, 3, 64, 64)
+    fused = fuse(net)
     with raises(
         ConfigError, match='nothing to fuse: the model has no block of convnext_dense.ConvNeXt$'
     ):
@@ -122,12 +122,12 @@ def fused(request):
 def test_input_is_left_alone(fused):
     """Blocks write into memory of their own only: what a hook has seen stays as it was."""
     seen = []
+
+    def remember(module, inputs, output):
+        seen.extend((tensor, tensor.clone()) for tensor in (inputs[0], output))
+
     for stage in fused.stages:
-        stage.register_forward_hook(
-            lambda module, inputs, output: seen.extend(
-                (one, one.clone()) for one in (inputs[0], output)
-            )
-        )
+        stage.register_forward_hook(remember)
     image = torch.randn(2, 3, 96, 128).contiguous(memory_format=torch.channels_last)
     before = image.clone()
     with torch.no_grad():

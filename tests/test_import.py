@@ -1,10 +1,8 @@
 """What importing costs, and that types resolve in a fresh process."""
 
-import ast
 import importlib.util
 import subprocess
 import sys
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 from pytest import mark
@@ -57,30 +55,6 @@ def _modules():
     root = Path(convnext_dense.__file__).parent
     paths = {path.relative_to(root.parent).with_suffix(''): path for path in root.rglob('*.py')}
     return {'.'.join(name.parts).removesuffix('.__init__'): path for name, path in paths.items()}
-
-
-def test_no_circle_of_imports():
-    """Imports within functions count as well."""
-    modules = _modules()
-    imported = {name: set() for name in modules}
-    for name, path in modules.items():
-        package = name if path.name == '__init__.py' else name.rpartition('.')[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                base = '.'.join(package.split('.')[: len(package.split('.')) - node.level + 1])
-                base = f'{base}.{node.module}' if node.module else base
-                names = {f'{base}.{alias.name}' for alias in node.names}
-                imported[name] |= {target if target in modules else base for target in names} - {
-                    package
-                }
-            elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                names = {alias.name for alias in node.names} | {getattr(node, 'module', None)}
-                imported[name] |= names & set(modules)
-    assert imported['convnext_dense.backbone'] >= {
-        'convnext_dense.weights',
-        'convnext_dense.fast_path',
-    }
-    TopologicalSorter(imported).prepare()  # raises CycleError with the circle
 
 
 def test_no_function_hides_a_module():

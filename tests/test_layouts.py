@@ -1,5 +1,7 @@
-"""What is loaded, dropped and left of each library's files: names and shapes written out as those files have them, for
-every size, on the meta device."""
+"""Which tensors of each library's files are loaded, dropped and left.
+
+Names and shapes are written out as those files have them, for every size, on the meta device.
+"""
 
 import torch
 from pytest import mark
@@ -8,14 +10,6 @@ from convnext_dense import ARCHITECTURES, ConvNeXt
 from convnext_dense.weights.loading import match
 
 V1, V2 = ([name for name, row in ARCHITECTURES.items() if row.generation == g] for g in (1, 2))
-LINEAR_V1 = [
-    'tiny',
-    'small',
-    'base',
-    'large',
-    'xlarge',
-    'xxlarge',
-]  # timm stores the smaller ones as 1x1 convolutions
 OFFICIAL_V1 = ['tiny', 'small', 'base', 'large', 'xlarge']
 
 
@@ -37,10 +31,14 @@ def trunk(
     layer_scale_dims=1,
     grn_dims=1,
 ):
-    """``stem``, ``downsample`` and ``block`` are name templates; the rest are names inside a block."""
+    """Names and shapes of a backbone of one library.
+
+    ``stem``, ``downsample`` and ``block`` are templates of names; the rest are names inside a
+    block. ``conv_mlp``: the linear layers are stored as 1x1 convolutions.
+    """
     depths, dims, generation, _ = ARCHITECTURES[arch]
     shapes = pair(stem[0], dims[0], 3, 4, 4) | pair(stem[1], dims[0])
-    one = (1, 1) if conv_mlp else ()
+    kernel = (1, 1) if conv_mlp else ()
     for i, (depth, c) in enumerate(zip(depths, dims)):
         if i:
             shapes |= pair(downsample.format(i=i, n=0, even=2 * i), dims[i - 1])
@@ -48,9 +46,8 @@ def trunk(
         for j in range(depth):
             b = block.format(i=i, j=j, odd=2 * i + 1)
             shapes |= pair(f'{b}.{dwconv}', c, 1, 7, 7) | pair(f'{b}.{norm}', c)
-            shapes |= pair(f'{b}.{pwconv[0]}', 4 * c, c, *one) | pair(
-                f'{b}.{pwconv[1]}', c, 4 * c, *one
-            )
+            shapes |= pair(f'{b}.{pwconv[0]}', 4 * c, c, *kernel)
+            shapes |= pair(f'{b}.{pwconv[1]}', c, 4 * c, *kernel)
             if generation == 1:
                 shapes[f'{b}.{layer_scale}'] = (c, 1, 1)[:layer_scale_dims]
             else:
@@ -74,6 +71,7 @@ def official(arch, grn_dims=4):
 
 
 def timm(arch):
+    """It stores the linear layers of the smallest as 1x1 convolutions."""
     return trunk(
         arch,
         ('stem.0', 'stem.1'),
@@ -146,7 +144,7 @@ def mmpretrain(arch, conv_mlp=False):
 
 
 def sparse(arch):
-    """What main_pretrain.py of V2 writes while it runs: MinkowskiEngine's modules."""
+    """MinkowskiEngine's modules, as main_pretrain.py of V2 writes them while it runs."""
     shapes = {}
     for name, shape in official(arch, grn_dims=2).items():
         owner, _, leaf = name.rpartition('.')
@@ -442,41 +440,37 @@ FILES = {
     ),
 }
 OUTPUT_NORMS = {f'norm{i}.{leaf}' for i in range(4) for leaf in ('weight', 'bias')}
-TRUNK_MARKS = (
-    'stages',
-    'stem',
-    'features',
-    'downsample',
-    'embeddings',
-)  # what only names of the trunk contain
+# beginnings that only names of the trunk have
+TRUNK = ('stages', 'stem', 'features', 'downsample', 'embeddings')
 
 
 @mark.parametrize('file', FILES)
 def test_loaded_dropped_and_left(file):
+    """Every tensor of the network is loaded, but for output norms that a file does not have; every
+    other tensor of the file is dropped, none of the trunk among them."""
     sizes, shapes_of, layout, has_norms = FILES[file]
+    left = set() if has_norms else OUTPUT_NORMS
     for arch in sizes:
         with torch.device('meta'):
             net = ConvNeXt(arch)
             tensors = {name: torch.empty(shape) for name, shape in shapes_of(arch).items()}
         values, report = match(net, tensors)
-        own = net.state_dict()
-        assert report.layout.split(', backbone')[0] == layout
-        assert (
-            set(report.loaded) == set(own) - (set() if has_norms else OUTPUT_NORMS) == set(values)
-        )
-        assert all(values[name].shape == own[name].shape for name in values)
-        assert set(report.left_as_initialised) == (set() if has_norms else OUTPUT_NORMS)
-        # nothing vanishes, and of the trunk nothing is dropped
-        assert len(report.loaded) + len(report.dropped) == len(tensors) and set(
-            report.dropped
-        ) <= set(tensors)
-        assert not any(
-            name.removeprefix('backbone.').startswith(TRUNK_MARKS) for name in report.dropped
-        ), report.dropped
+        expected = net.state_dict()
+        assert report.layout == layout
+        assert set(report.loaded) == set(values) == set(expected) - left
+        assert all(values[name].shape == expected[name].shape for name in values)
+        assert set(report.left_as_initialised) == left
+        assert len(report.loaded) + len(report.dropped) == len(tensors)
+        assert set(report.dropped) <= set(tensors)
+        dropped = {name.removeprefix('backbone.') for name in report.dropped}
+        assert not any(name.startswith(TRUNK) for name in dropped), report.dropped
 
 
 def test_sparse_kernels_are_turned_the_right_way():
-    """Position k of a sparse kernel runs down the columns: a dense kernel (out, in, y, x) has k = y + x * side."""
+    """Position k of a sparse kernel runs down the columns.
+
+    It is position (y, x) of the dense kernel (out, in, side, side) with k = y + x * side.
+    """
     shapes = official(arch := 'v2_atto', grn_dims=2)
     dense = {name: torch.randn(shape) for name, shape in shapes.items()}
     state = {}
@@ -492,6 +486,5 @@ def test_sparse_kernels_are_turned_the_right_way():
             value = flat
         state[f'encoder.{name}'] = value.reshape(shape)
     values, _ = match(ConvNeXt(arch, out_norm=False), state)
-    assert all(
-        torch.equal(value, dense[name].reshape(value.shape)) for name, value in values.items()
-    )
+    for name, value in values.items():
+        assert torch.equal(value, dense[name].reshape(value.shape)), name

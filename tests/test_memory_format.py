@@ -1,4 +1,4 @@
-"""mmcv's RoIAlign is silently wrong on channels-last maps: the losses must not depend on any memory format."""
+"""Losses do not depend on the memory format, though mmcv's RoIAlign misreads channels-last maps."""
 
 import copy
 from types import MethodType
@@ -15,7 +15,10 @@ from conftest import COCO_T, ROOT
 
 
 def build(change):
-    """Mask R-CNN with real heads, and one fixed batch with fixed proposals. ``change`` edits the model."""
+    """Mask R-CNN with real heads, and a fixed batch with fixed proposals.
+
+    ``change`` edits the model.
+    """
     cfg = Config.fromfile(ROOT / COCO_T)
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.update(arch='atto', init_cfg=None, drop_path_rate=0.0)
@@ -74,7 +77,7 @@ def test_losses_do_not_depend_on_the_memory_format(change, image_format):
 
 def test_channels_last_maps_would_be_noticed():
     def leak(model):
-        """A detector whose features reach RoIAlign channels-last: mmdet's extractor, and turned maps."""
+        """The features reach mmdet's own RoI extractor in channels-last memory."""
         extract = model.extract_feat
         model.extract_feat = lambda images: [
             m.contiguous(memory_format=torch.channels_last) for m in extract(images)

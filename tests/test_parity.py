@@ -1,4 +1,4 @@
-"""Features against independent implementations, through files that those libraries wrote, and back to their names."""
+"""Features equal those of independent implementations, through files that these wrote, and back."""
 
 import timm
 import torch
@@ -23,7 +23,7 @@ def reduced(arch):
 
 
 def worst_difference(net, maps, image):
-    """Largest difference of any stage's map from ``maps``, relative to the largest value of that map."""
+    """Largest difference from ``maps``, relative to the largest value of the same map."""
     with torch.no_grad():
         ours = net(image)
     assert [m.shape for m in ours] == [m.shape for m in maps]
@@ -40,7 +40,10 @@ def assert_parity(net, features, double_bound=1e-10):
 
 
 def assert_back_again(net, peer, to, path, tail=()):
-    """Our weights under the peer's names, through a file, are the peer's to the bit; only its ``tail`` is not there."""
+    """Our weights under the peer's names, through a file, are the peer's to the bit.
+
+    Only the peer's ``tail`` is not there.
+    """
     save(convert(net.state_dict(), to), path)
     back = load_file(path) if path.suffix == '.safetensors' else torch.load(path, weights_only=True)
     expected = peer.float().state_dict()
@@ -232,10 +235,7 @@ def test_clip_trunk_of_open_clip(tmp_path):
     save_file(state, tmp_path / 'open_clip.safetensors')
     net = ConvNeXt('atto', out_norm=False).eval()
     report = load_weights(net, tmp_path / 'open_clip.safetensors')
-    assert {why for why in report.dropped.values()} == {
-        "classifier's final norm",
-        'outside of visual.trunk',
-    }
+    assert set(report.dropped.values()) == {"classifier's final norm", 'outside of visual.trunk'}
     assert_parity(net, timm_maps(peer))
 
 

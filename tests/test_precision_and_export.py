@@ -29,7 +29,10 @@ def net(request):
 
 
 def with_large_activations(arch):
-    """Hidden values in the hundreds: at 256 x 256 pixels their squares sum to far more than half precision holds."""
+    """Hidden values in the hundreds.
+
+    At 256 x 256 pixels their squares sum to far more than half precision holds.
+    """
     net = randomise(ConvNeXt(arch))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -143,7 +146,7 @@ def test_onnx_runs_at_other_sizes(net, tmp_path):
 @needs('export with dynamic sizes')
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(net, backend):
-    torch._dynamo.reset()  # each network counts as one more compilation of the same code
+    torch.compiler.reset()  # each network counts as one more compilation of the same code
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=backend)
     with torch.no_grad():
         for size in ((64, 96), *SIZES):
@@ -154,14 +157,12 @@ def test_compiles_as_one_graph(net, backend):
 @needs('export with dynamic sizes')
 @pytest.mark.parametrize('checkpointing', ['none', 'mlp', 'block'])
 def test_training_compiles_as_one_graph(checkpointing):
-    net, image = (
-        randomise(ConvNeXt('atto', checkpointing=checkpointing)).train(),
-        torch.randn(1, 3, 64, 96),
-    )
+    net = randomise(ConvNeXt('atto', checkpointing=checkpointing)).train()
+    image = torch.randn(1, 3, 64, 96)
     gradients = []
-    torch._dynamo.reset()
-    for one in (net, torch.compile(net, fullgraph=True, backend='aot_eager')):
+    torch.compiler.reset()
+    for model in (net, torch.compile(net, fullgraph=True, backend='aot_eager')):
         net.zero_grad()
-        sum(m.square().sum() for m in one(image)).backward()
+        sum(m.square().sum() for m in model(image)).backward()
         gradients.append([p.grad.clone() for p in net.parameters()])
     assert all((a - b).norm() < 1e-3 * a.norm() + 1e-4 for a, b in zip(*gradients))

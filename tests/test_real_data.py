@@ -9,9 +9,15 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, init_default_scope
 from PIL import Image
 
-from conftest import ADE_T, ROOT, run
+from conftest import ADE_T, ROOT
+from convnext_dense.commands import train
 
 COCO_TINY = 'tests/configs/mask-rcnn_coco-tiny.py'
+
+
+def train_here(config, work_dir, *arguments):
+    """The command tools/train.py, in this process."""
+    train.main([str(ROOT / config), '--work-dir', str(work_dir), *map(str, arguments)])
 
 
 def metrics(folder):
@@ -24,7 +30,17 @@ def metrics(folder):
     return [row for row in rows if any(key.endswith(('mAP_50', 'mIoU')) for key in row)][-1]
 
 
-def coco_options(root, train_file='annotations/instances_train2017.json', **more):
+def first_images(root, path, count=8):
+    """Write the training annotations of COCO's first images, by name, to ``path``."""
+    content = json.loads((root / 'annotations/instances_train2017.json').read_text())
+    images = sorted(content['images'], key=lambda image: image['file_name'])[:count]
+    names = {image['id'] for image in images}
+    annotations = [item for item in content['annotations'] if item['image_id'] in names]
+    path.write_text(json.dumps(content | dict(images=images, annotations=annotations)))
+
+
+def coco_options(root, train_file, **more):
+    """Options that point the config at ``root``, with small images."""
     sides = str([(side, 533) for side in range(192, 321, 16)])
     pipeline = 'train_dataloader.dataset.pipeline.3.transforms'
     options = {
@@ -36,84 +52,56 @@ def coco_options(root, train_file='annotations/instances_train2017.json', **more
         'train_dataloader.dataset.ann_file': train_file,
         **more,
     }
-    return [
-        '--data-root',
-        root,
-        '--cfg-options',
-        *(f'{key}={value}'.replace(' ', '') for key, value in options.items()),
-    ]
+    pairs = [f'{key}={value}'.replace(' ', '') for key, value in options.items()]
+    return ['--data-root', root, '--cfg-options', *pairs]
 
 
 def test_coco_trains_and_evaluates_with_all_classes(real_data, tmp_path):
     root = real_data('coco_tiny')
-    short = json.loads((root / 'annotations/instances_train2017.json').read_text())
-    kept = {image['id'] for image in short['images'][:8]}
-    short['images'] = short['images'][:8]
-    short['annotations'] = [a for a in short['annotations'] if a['image_id'] in kept]
-    (tmp_path / 'short.json').write_text(json.dumps(short))
-    # so little trained, nothing passes the threshold of 0.05
-    output = run(
-        'tools/train.py',
-        COCO_TINY,
-        '--work-dir',
-        tmp_path / 'w',
-        *coco_options(
-            root,
-            tmp_path / 'short.json',
-            **{
-                'train_cfg.max_epochs': 1,
-                'model.test_cfg.rcnn.score_thr': 0.0,
-                'model.test_cfg.rcnn.max_per_img': 10,
-                'val_dataloader.dataset.pipeline.1.scale': '(400,240)',
-            },
-        ),
-    )
-    assert '[80/80]' in output  # each of the 80 images
+    first_images(root, tmp_path / 'short.json')
+    short = {
+        'train_cfg.max_epochs': 1,
+        # so little trained, nothing passes the threshold of 0.05
+        'model.test_cfg.rcnn.score_thr': 0.0,
+        'model.test_cfg.rcnn.max_per_img': 10,
+        'val_dataloader.dataset.pipeline.1.scale': '(400,240)',
+    }
+    train_here(COCO_TINY, tmp_path / 'w', *coco_options(root, tmp_path / 'short.json', **short))
+    log = next((tmp_path / 'w').glob('*/*.log')).read_text()
+    assert '[80/80]' in log  # each of the 80 images
     assert -1 < metrics(tmp_path / 'w')['coco/segm_mAP_50'] <= 1
-    cfg = Config.fromfile(ROOT / COCO_TINY)
-    assert (
-        cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 80
-    )
+    heads = Config.fromfile(ROOT / COCO_TINY).model.roi_head
+    assert heads.bbox_head.num_classes == heads.mask_head.num_classes == 80
 
 
 @pytest.mark.slow
 def test_coco_overfits_eight_images(real_data, tmp_path):
     root = real_data('coco_tiny')
-    few = json.loads((root / 'annotations/instances_train2017.json').read_text())
-    few['images'] = sorted(few['images'], key=lambda image: image['file_name'])[:8]
-    kept = {image['id'] for image in few['images']}
-    few['annotations'] = [a for a in few['annotations'] if a['image_id'] in kept]
-    (tmp_path / 'few.json').write_text(json.dumps(few))
-    # trained and scored on the same eight images, so without augmentation: learning them by heart is the point
-    run(
-        'tools/train.py',
-        COCO_TINY,
-        '--work-dir',
-        tmp_path / 'w',
-        *coco_options(
-            root,
-            tmp_path / 'few.json',
-            **{
-                'train_cfg.max_epochs': 150,
-                'train_cfg.val_interval': 50,
-                'default_hooks.checkpoint.interval': 150,
-                'train_dataloader.dataset.pipeline.2.prob': 0.0,
-                'train_dataloader.dataset.pipeline.3.prob': '[1.0,0.0]',
-                'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': '[(320,533)]',
-                'param_scheduler.1.milestones': '[120,140]',
-                'param_scheduler.1.end': 150,
-                'param_scheduler.0.end': 51,
-                'train_dataloader.dataset.filter_cfg.min_size': 0,
-                'val_dataloader.dataset.ann_file': tmp_path / 'few.json',
-                'val_dataloader.dataset.data_prefix.img': 'train2017/',
-                'val_evaluator.ann_file': tmp_path / 'few.json',
-            },
-        ),
-    )
+    few = tmp_path / 'few.json'
+    first_images(root, few)
+    # Trained and scored on the same eight images, so without augmentation: learning them by
+    # heart is the point.
+    by_heart = {
+        'train_cfg.max_epochs': 150,
+        'train_cfg.val_interval': 50,
+        'default_hooks.checkpoint.interval': 150,
+        'train_dataloader.dataset.pipeline.2.prob': 0.0,
+        'train_dataloader.dataset.pipeline.3.prob': '[1.0,0.0]',
+        'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': '[(320,533)]',
+        'param_scheduler.1.milestones': '[120,140]',
+        'param_scheduler.1.end': 150,
+        'param_scheduler.0.end': 51,
+        'train_dataloader.dataset.filter_cfg.min_size': 0,
+        'val_dataloader.dataset.ann_file': few,
+        'val_dataloader.dataset.data_prefix.img': 'train2017/',
+        'val_evaluator.ann_file': few,
+    }
+    train_here(COCO_TINY, tmp_path / 'w', *coco_options(root, few, **by_heart))
     assert metrics(tmp_path / 'w')['coco/segm_mAP_50'] >= 0.5
 
 
 def ade_options(root):
+    """Options that point the config at images without splits, with a narrow network."""
     narrow = {
         'model.backbone.arch': 'atto',
         'model.backbone.init_cfg': 'None',
@@ -142,14 +130,8 @@ def test_ade20k_recipe_runs_on_real_images(real_data, tmp_path):
         'train_cfg.max_iters': 2,
         'train_cfg.val_interval': 2,
     }
-    run(
-        'tools/train.py',
-        ADE_T,
-        '--work-dir',
-        tmp_path,
-        '--cfg-options',
-        *(f'{key}={value}' for key, value in options.items()),
-    )
+    pairs = [f'{key}={value}' for key, value in options.items()]
+    train_here(ADE_T, tmp_path, '--cfg-options', *pairs)
     assert 0 <= metrics(tmp_path)['mIoU'] < 20  # percent: two iterations from noise
 
 
@@ -172,9 +154,13 @@ def corrupt(label, kind):
 def mean_iou(labels, predictions):
     """Mean IoU in percent over the classes that occur, unlabelled pixels left out."""
     scores = []
-    for c in range(1, 151):
-        both = sum(((p == c) & (t == c)).sum() for t, p in zip(labels, predictions))
-        either = sum((((p == c) | (t == c)) & (t > 0)).sum() for t, p in zip(labels, predictions))
+    for label in range(1, 151):
+        pairs = [(truth == label, map_ == label) for truth, map_ in zip(labels, predictions)]
+        both = sum((true & predicted).sum() for true, predicted in pairs)
+        either = sum(
+            ((true | predicted) & (truth > 0)).sum()
+            for (true, predicted), truth in zip(pairs, labels)
+        )
         if either:
             scores.append(both / either)
     return 100 * np.mean(scores)
@@ -189,24 +175,18 @@ def test_metric_equals_a_direct_computation(kind, real_data):
     dataset, metric = DATASETS.build(cfg.test_dataloader.dataset), METRICS.build(cfg.test_evaluator)
     metric.dataset_meta = dataset.metainfo
     labels, predictions = [], []
-    for sample in dataset:  # through our test pipeline
-        path = sample['data_samples'].seg_map_path
-        labels.append(np.array(Image.open(path)).astype(int))
-        predictions.append(corrupt(labels[-1], kind))
-        # the network predicts 0 ... 149; what a shift brings in from unlabelled pixels is some wrong class
-        predictions[-1] = np.where(predictions[-1] == 0, 150, predictions[-1])
-        metric.process(
-            {},
-            [
-                dict(
-                    pred_sem_seg=dict(data=torch.from_numpy(predictions[-1] - 1)[None]),
-                    gt_sem_seg=dict(data=sample['data_samples'].gt_sem_seg.data),
-                )
-            ],
-        )
+    for item in dataset:  # through our test pipeline
+        sample = item['data_samples']
+        labels.append(np.array(Image.open(sample.seg_map_path)).astype(int))
+        # The network predicts 0 ... 149, no unlabelled pixels. Those that a shift brings in are
+        # some wrong class.
+        wrong = corrupt(labels[-1], kind)
+        predictions.append(np.where(wrong == 0, 150, wrong))
+        predicted = dict(data=torch.from_numpy(predictions[-1] - 1)[None])
+        truth = dict(data=sample.gt_sem_seg.data)
+        metric.process({}, [dict(pred_sem_seg=predicted, gt_sem_seg=truth)])
     assert len(labels) == 3
     expected = mean_iou(labels, predictions)
-    assert metric.evaluate(3)['mIoU'] == pytest.approx(
-        expected, abs=0.006
-    )  # the metric rounds to two digits
+    # the metric rounds to two digits
+    assert metric.evaluate(3)['mIoU'] == pytest.approx(expected, abs=0.006)
     assert 10 < expected < 90

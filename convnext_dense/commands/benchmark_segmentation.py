@@ -1,13 +1,19 @@
-"""Accuracy, speed and memory of segmentors side by side, on your data and your machine: a table, and a page of plots and pictures.
+"""Accuracy, speed and memory of segmentors side by side, on your data and your machine.
 
-    python tools/benchmark_segmentation.py a.py=a.pth b.py=b.pth                       on the data that the configs name
-    python tools/benchmark_segmentation.py a.py=a.pth b.py=b.pth --data-root FOLDER    on images and label maps of yours
-    python tools/benchmark_segmentation.py work_dirs                                   every trained model in a folder
-    python tools/benchmark_segmentation.py configs/demo/*_street.py --train --data-root FOLDER    trains first, from random weights
+    on the data that the configs name:
+        python tools/benchmark_segmentation.py a.py=a.pth b.py=b.pth
+    on images and label maps of yours:
+        python tools/benchmark_segmentation.py a.py=a.pth b.py=b.pth --data-root FOLDER
+    every trained model in a folder:
+        python tools/benchmark_segmentation.py work_dirs
+    trained first, from random weights:
+        python tools/benchmark_segmentation.py configs/demo/*_street.py --train --data-root FOLDER
 
-Any model of mmseg takes part, and models on ConvNeXt a second time, fused. Each has a process of its own. What one image takes is
-measured of all models in turns, at the end, so that what else the machine does hits all alike. A model that fails gets a row that says
-why. Finished rows are kept in --out: the same command goes on after an interruption. Detectors of mmdet are compared by AP likewise.
+Prints a table, and leaves it in --out with a page of plots and pictures. Any model of mmseg takes
+part, and models on ConvNeXt a second time, fused. Each has a process of its own. Speed is
+measured at the end, of all models in turns, so that what else the machine does hits all alike. A
+model that fails gets a row that says why. Finished rows are kept in --out: the same command goes
+on after an interruption. Detectors of mmdet are compared by AP likewise.
 """
 
 import sys
@@ -18,72 +24,48 @@ from mmengine.config import DictAction
 
 from ..data import label_folder
 from ..errors import ConfigError
-from ..evaluation.segmentors import compare, find
+from ..evaluation.segmentors import Options, compare, find
+from ..evaluation.segmentors_page import table
+from ..printing import console
 from .shared import add_device, make_parser
+
+HELP = dict(
+    models='a config, with its checkpoint behind =; or a folder of work dirs',
+    data_root=f'the data in place of those that the configs name; their own layout, or '
+    f'{label_folder.describe()}; images/validation beside annotations/validation is read as '
+    'ADE20K, where 0 is unknown',
+    classes='of the labels 0, 1, ... in --data-root (default: those of the config); put it behind '
+    'the configs',
+    ignore='labels that mean unknown, besides 255',
+    train='train what has no checkpoint, with its own schedule, on the training split',
+    cfg_options='for every config, as in tools/train.py; train_cfg.max_iters=100 is a shorter '
+    'training',
+    tta="also score with each config's test-time augmentation (multi-scale and flip)",
+    out='folder for index.html, .csv, .json and label maps (default: %(default)s)',
+)
+COUNTS = dict(
+    runs=(20, 'timed runs of each model'),
+    batch=(4, 'images at once for the throughput'),
+    examples=(4, 'images on the page'),
+)
 
 
 def main(argv=None):
     parser = make_parser(__doc__)
-    parser.add_argument(
-        'models',
-        nargs='+',
-        metavar='CONFIG[=CHECKPOINT]',
-        help='or a folder of work dirs, each with a config and a checkpoint',
-    )
-    parser.add_argument(
-        '--data-root',
-        metavar='FOLDER',
-        help='the data in place of those that the configs name; their own layout, or '
-        + label_folder.describe()
-        + '; images/validation beside annotations/validation is read as ADE20K, where 0 is unknown',
-    )
-    parser.add_argument(
-        '--classes',
-        nargs='+',
-        metavar='NAME',
-        help='of the labels 0, 1, ... in --data-root (default: those of the config); behind the configs',
-    )
-    parser.add_argument(
-        '--ignore',
-        nargs='+',
-        type=int,
-        default=[],
-        metavar='LABEL',
-        help='labels that mean unknown, besides 255',
-    )
-    parser.add_argument(
-        '--train',
-        action='store_true',
-        help='train what has no checkpoint, with its own schedule, on the training split',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='for every config, as in tools/train.py; train_cfg.max_iters=100 is a shorter training',
-    )
-    parser.add_argument(
-        '--tta',
-        action='store_true',
-        help="also score with each config's test-time augmentation (multi-scale and flip)",
-    )
-    parser.add_argument(
-        '--runs', type=int, default=20, help='timed runs of each model (default: 20)'
-    )
-    parser.add_argument(
-        '--batch', type=int, default=4, help='images at once for the throughput (default: 4)'
-    )
-    parser.add_argument('--examples', type=int, default=4, help='images on the page (default: 4)')
-    parser.add_argument('--threads', type=int, help="default: torch's, the number of cores")
+    add = parser.add_argument
+    add('models', nargs='+', metavar='CONFIG[=CHECKPOINT]', help=HELP['models'])
+    add('--data-root', metavar='FOLDER', help=HELP['data_root'])
+    add('--classes', nargs='+', metavar='NAME', help=HELP['classes'])
+    add('--ignore', nargs='+', type=int, default=[], metavar='LABEL', help=HELP['ignore'])
+    add('--train', action='store_true', help=HELP['train'])
+    pairs = dict(nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    add('--cfg-options', **pairs, help=HELP['cfg_options'])
+    add('--tta', action='store_true', help=HELP['tta'])
+    for name, (count, text) in COUNTS.items():
+        add(f'--{name}', type=int, default=count, help=f'{text} (default: {count})')
+    add('--threads', type=int, help="default: torch's, the number of cores")
     add_device(parser)
-    parser.add_argument(
-        '--out',
-        default='work_dirs/benchmark_segmentation',
-        type=Path,
-        help='folder for index.html, .csv, .json and label maps',
-    )
+    add('--out', default='work_dirs/benchmark_segmentation', type=Path, help=HELP['out'])
     args = parser.parse_args(argv)
     if (args.classes or args.ignore) and not args.data_root:
         parser.error('--classes and --ignore are of the labels in --data-root')
@@ -97,7 +79,28 @@ def main(argv=None):
         parser.error(str(error))
     args.out = args.out.absolute()
     args.out.mkdir(parents=True, exist_ok=True)
+    options = Options(**{name: getattr(args, name) for name in Options._fields})
+    command = ' '.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
     try:
-        sys.exit(compare(entries, args))
+        rows = compare(entries, options, command)
     except KeyboardInterrupt:
         sys.exit(f'\ninterrupted. What is finished is kept in {args.out}: the same command goes on')
+    sys.exit(show(rows, args.out))
+
+
+def show(rows, folder):
+    """Print the table and what it lacks. Returns the exit status: 1 where every model failed."""
+    screen, failed = console(), sum(row.error is not None for row in rows)
+    if failed < len(rows):
+        screen.print(table(rows))
+        for row in rows:
+            if row.note:
+                screen.print(f'{row.name}: {row.note}', style='red', markup=False)
+        screen.print(
+            f'wrote {folder}/index.html, results.csv, results.json; in {folder}/MODEL label maps '
+            '(predictions), the config (config.py), and of what was trained here the checkpoint '
+            '(train)'
+        )
+    if failed:
+        screen.print(f'{failed} of {len(rows)} models failed, as said above', style='red')
+    return int(failed == len(rows))

@@ -1,32 +1,29 @@
-"""Convert ConvNeXt weights between libraries, look into a file, or list what is published.
+"""Convert ConvNeXt weights between libraries, look into a file, or list the published weights.
 
+    # list the presets
     python tools/convert_weights.py --list
-    python tools/convert_weights.py cascade_mask_rcnn_convnext_tiny_1k_3x.pth                    # what is in it
-    python tools/convert_weights.py mask_rcnn_convnext-t_p4_w7_from_mmdet.pth detector.pth       # for our configs
-    python tools/convert_weights.py work_dirs/mine/epoch_36.pth backbone.safetensors --to timm --backbone
+    # print the layout and the tensors of a file
+    python tools/convert_weights.py cascade_mask_rcnn_convnext_tiny_1k_3x.pth
+    # convert a detector for our configs
+    python tools/convert_weights.py mask_rcnn_convnext-t_p4_w7_from_mmdet.pth detector.pth
+    # convert the backbone of a detector for timm
+    python tools/convert_weights.py work_dirs/mine/epoch_36.pth backbone.safetensors \\
+        --to timm --backbone
 
-SOURCE is a path, URL or preset, of a backbone, a classifier or a whole detector or segmentor. Whole models belong into a
-.pth: MMEngine's tools read no .safetensors, which also has no place for the names of the classes.
+SOURCE is a path, URL or preset, of a backbone, a classifier or a whole detector or segmentor. Write
+whole models to a .pth: MMEngine's tools read no .safetensors, which also has no place for the names
+of the classes.
 """
 
-import sys
-
-from rich.console import Console
-from rich.table import Column, Table
-
-from ..errors import WeightsError
 from ..weights import PRESETS, TARGETS, convert, save
-from .shared import make_parser
+from .shared import errors_as_messages, make_parser
 
 
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument('source', nargs='?', metavar='SOURCE')
     parser.add_argument(
-        'out',
-        nargs='?',
-        metavar='OUT',
-        help='.pth or .safetensors to write; none: say what SOURCE is',
+        'out', nargs='?', metavar='OUT', help='.pth or .safetensors to write; none: describe SOURCE'
     )
     parser.add_argument(
         '--to', default='ours', choices=TARGETS, help='whose names to use (default: ours)'
@@ -39,12 +36,13 @@ def main(argv=None):
     parser.add_argument('--list', action='store_true', help='list the presets with their licences')
     args = parser.parse_args(argv)
     if args.list:
-        return print_presets()
+        print_presets()
+        return
     if not args.source:
         parser.error('SOURCE is missing')
     if args.out and not args.out.endswith(('.pth', '.safetensors')):
         parser.error(f'{args.out}: expected a name that ends in .pth or .safetensors')
-    try:
+    with errors_as_messages():
         conversion = convert(args.source, args.to, args.backbone)
         print(conversion)
         for name, why in conversion.dropped.items():
@@ -53,18 +51,14 @@ def main(argv=None):
             save(conversion, args.out)
             print(f'wrote {args.out} under the names of {args.to}')
         else:
-            for name, value in conversion.tensors.items():
-                print(f'  {name} {tuple(value.shape)} {str(value.dtype).removeprefix("torch.")}')
-    except WeightsError as error:
-        sys.exit(f'WeightsError: {error}')
+            for name, tensor in conversion.tensors.items():
+                print(f'  {name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}')
 
 
 def print_presets():
-    table = Table(
-        'preset', 'pixels', 'top-1 %', 'licence', Column('source', overflow='fold'), box=None
-    )
+    """A line each, whatever the terminal's width, so that a search finds whole rows."""
+    row = '{:<30}{:>6}{:>9}  {:<14} {}'
+    print(row.format('preset', 'pixels', 'top-1 %', 'licence', 'source'))
     for name, preset in PRESETS.items():
-        table.add_row(
-            name, str(preset.resolution), str(preset.top1 or ''), preset.licence, preset.source
-        )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        top1 = preset.top1 or ''
+        print(row.format(name, preset.resolution, top1, preset.licence, preset.source))

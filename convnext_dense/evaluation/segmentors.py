@@ -1,364 +1,319 @@
-"""Accuracy, speed and memory of segmentors side by side, on your data and your machine: a table, and a page of plots and pictures."""
+"""Accuracy, speed and memory of segmentors side by side: finds, trains, scores and times them."""
 
-import hashlib
-import json
 import shutil
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ..data import label_folder
 from ..errors import ConfigError, WeightsError
-from ..printing import quiet
+from ..printing import console, quiet
 from ..training.running import follow
 from . import segmentors_page as page
-from .contestant import BURST, Contestant
+from .kept_rows import Row, data_stamp, keep, load_kept, row_key, speed_key
+from .model_under_test import BURST, ModelUnderTest
 from .processes import Process
 from .timing import interleaved, machine
 
-FORMAT = 2  # of rows that are kept; those of another are measured anew
+NO_CHECKPOINT = 'no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train'
 
 
 class Entry(NamedTuple):
+    """A model that takes part."""
+
     name: str
-    config: str
-    checkpoint: str | None
+    config: str  # path
+    checkpoint: str | None  # path or URL; None: to be trained
     is_fused: bool = False
 
 
-def find(models):
-    """What the command line names, as entries whose names differ."""
-    found = []
+class Options(NamedTuple):
+    """How models are compared: the options of ``tools/benchmark_segmentation.py``."""
+
+    out: Path  # folder
+    data_root: str | None = None  # None: the data that the configs name
+    classes: Sequence[str] | None = None  # of the data in data_root; None: the config's
+    ignore: Sequence[int] = ()  # labels in data_root that mean unknown, besides 255
+    train: bool = False  # what has no checkpoint
+    cfg_options: Mapping[str, Any] = {}  # for every config
+    tta: bool = False  # score with test-time augmentation, too
+    runs: int = 20  # that are timed
+    batch: int = 4  # images at once for the throughput
+    examples: int = 4  # images on the page
+    device: str = 'cpu'
+
+
+def find(models: Sequence[str]) -> list[Entry]:
+    """Models by ``CONFIG``, ``CONFIG=CHECKPOINT``, or a folder of work dirs; names differ.
+
+    Raises:
+        ConfigError: a folder holds no work dirs, or a model is named twice.
+    """
+    entries: list[Entry] = []
     for text in models:
-        config, equals, checkpoint = text.rpartition('=') if '.py=' in text else (text, '', '')
         if Path(text).is_dir():
-            runs = [
-                path
-                for path in (Path(text), *sorted(Path(text).iterdir()))
-                if path.is_dir() and (path / 'last_checkpoint').is_file()
-            ]
-            if not runs:
-                raise ConfigError(
-                    f'{text} holds no work dirs: expected folders with last_checkpoint and a config in them'
-                )
-            found += [
-                (run.name, str(next(run.glob('*.py'), run / 'config.py')), str(_best(run)))
-                for run in runs
-            ]
+            entries += _trained_in(Path(text))
         else:
-            found.append((Path(config).stem, config, checkpoint or None))
-    if len({name for name, *_ in found}) < len(found):
-        found = [
-            (f'{name} {Path(checkpoint or "").stem}', config, checkpoint)
-            for name, config, checkpoint in found
-        ]
-    if len({name for name, *_ in found}) < len(found):
+            config, _, checkpoint = text.rpartition('=') if '.py=' in text else (text, '', '')
+            entries.append(Entry(Path(config).stem, config, checkpoint or None))
+    if len({entry.name for entry in entries}) < len(entries):
+        names = [f'{entry.name} {Path(entry.checkpoint or "").stem}' for entry in entries]
+        entries = [entry._replace(name=name) for entry, name in zip(entries, names)]
+    if len({entry.name for entry in entries}) < len(entries):
         raise ConfigError('a model is named twice')
-    return [Entry(*one) for one in found]
+    return entries
+
+
+def _trained_in(folder):
+    runs = [run for run in (folder, *sorted(folder.iterdir())) if _is_run(run)]
+    if not runs:
+        raise ConfigError(
+            f'{folder} holds no work dirs: expected folders with last_checkpoint and a config'
+        )
+    entries = []
+    for run in runs:
+        config = next(run.glob('*.py'), run / 'config.py')
+        entries.append(Entry(run.name, str(config), str(_best(run) or _last(run))))
+    return entries
+
+
+def _is_run(folder):
+    return (folder / 'last_checkpoint').is_file()
 
 
 def _best(run):
-    best = sorted(run.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    return best[-1] if best else run / Path((run / 'last_checkpoint').read_text().strip()).name
+    return max(run.glob('best_*.pth'), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def compare(entries, args):
-    console = Console(width=None if sys.stdout.isatty() else 160)
+def _last(run):
+    """The work dir may have been moved since its path was written down."""
+    return run / Path((run / 'last_checkpoint').read_text().strip()).name
+
+
+def compare(entries: Sequence[Entry], options: Options, command: str = '') -> list[Row]:
+    """Measure the models, and those on our ConvNeXt a second time, fused.
+
+    A model that fails has an ``error`` in its row, and the others go on. Says on the terminal how
+    far it is; leaves ``index.html``, ``results.csv`` and ``results.json`` in ``options.out``, and
+    a folder for each model.
+
+    Args:
+        command: what the page names as its origin.
+    """
     with quiet():
-        versions = {
-            name: import_module(name).__version__
-            for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet')
-            if find_spec(name)
-        }
-    about = dict(
-        machine(args.device),
-        **versions,
-        command=' '.join(sys.argv),
-        batch=args.batch,
-        data=args.data_root or 'as the configs name them',
-    )
-    console.print(
-        ', '.join(f'{key} {about[key]}' for key in ('hardware', 'threads', 'torch')),
-        highlight=False,
-    )
-    rows = []
+        names = [name for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet') if find_spec(name)]
+        versions = {name: import_module(name).__version__ for name in names}
+    data = options.data_root or 'as the configs name them'
+    about: dict[str, Any] = {**machine(options.device), **versions}
+    about.update(command=command, batch=options.batch, data=data)
+    _say(', '.join(f'{key} {about[key]}' for key in ('hardware', 'threads', 'torch')))
+    rows: list[Row] = []
     for entry in entries:
-        found = [row_of(entry, args, rows, console)]
-        if found[0].get('is_ours') and 'error' not in found[0]:
-            found.append(
-                row_of(
-                    Entry(f'{entry.name}, fused', found[0]['config'], found[0]['checkpoint'], True),
-                    args,
-                    rows + found,
-                    console,
-                )
-            )
-        rows += found
-        page.write(rows, about, args.out)
-    clock([row for row in rows if 'error' not in row], args)
-    page.write(rows, about, args.out)
-    failed = sum('error' in row for row in rows)
-    if failed < len(rows):
-        console.print(page.table(rows))
-        for row in rows:
-            if 'note' in row:
-                console.print(
-                    f'{row["name"]}: {row["note"]}', style='red', markup=False, highlight=False
-                )
-        console.print(
-            f'wrote {args.out}/index.html, results.csv, results.json; in {args.out}/MODEL label maps (predictions), the config '
-            '(config.py), and of what was trained here the checkpoint (train)',
-            highlight=False,
-        )
-    if failed:
-        console.print(
-            f'{failed} of {len(rows)} models failed, as said above', style='red', highlight=False
-        )
-    return int(failed == len(rows))
+        row = measured_row(entry, options, rows)
+        rows.append(row)
+        if row.is_ours and not row.error:
+            fused = Entry(f'{entry.name}, fused', row.config, row.checkpoint, is_fused=True)
+            rows.append(measured_row(fused, options, rows))
+        page.write(rows, about, options.out)
+    measure_speed([row for row in rows if not row.error], options)
+    page.write(rows, about, options.out)
+    return rows
 
 
-def row_of(entry, args, rows, console):
-    """Everything but the speed: kept from an earlier run, or measured; or why it could not be."""
-    folder = args.out / entry.name.replace(', ', '-').replace(' ', '-')
+def _say(text, style=None):
+    console().print(text, style=style, markup=False, soft_wrap=True)
+
+
+def measured_row(entry: Entry, options: Options, others: Sequence[Row]) -> Row:
+    """All but the speed: kept from an earlier run, or measured; or why it cannot be.
+
+    Args:
+        others: the rows before it; its test data have to be those of the first.
+    """
+    folder = options.out / entry.name.replace(', ', '-').replace(' ', '-')
     folder.mkdir(parents=True, exist_ok=True)
-    row = dict(
-        name=entry.name,
-        config=entry.config,
-        checkpoint=entry.checkpoint,
-        folder=folder.name,
-        is_fused=entry.is_fused,
-    )
+    row = Row(**entry._asdict(), folder=folder.name)
     try:
-        cfg = entry_config(entry, args, folder)
-        meaning = label_folder.meaning(cfg) if 'decode_head' in cfg.model else None
-        if meaning and all(meaning != other.get('meaning') for other in rows):
-            console.print(f'labels: {meaning}', highlight=False)
-        row['meaning'] = meaning
-        row['is_ours'] = 'convnext_dense.ConvNeXt' in repr(cfg.model)
+        cfg = prepared_config(entry, options, folder)
+        row.is_ours = 'convnext_dense.ConvNeXt' in repr(cfg.model)
+        if 'decode_head' in cfg.model:
+            row.meaning = label_folder.meaning(cfg)
+            if all(row.meaning != other.meaning for other in others):
+                _say(f'labels: {row.meaning}')
         if not entry.is_fused:
-            cfg.dump(folder / 'config.py')
-        row['config'] = str(
-            (folder if not entry.is_fused else Path(entry.config).parent) / 'config.py'
-        )
-        if entry.checkpoint is None:
-            row['checkpoint'] = train(entry.name, cfg, folder, args, console)
-        key = _key(
-            FORMAT,
-            cfg.pretty_text,
-            label_folder.stamp(cfg, 'test'),
-            Path(row['checkpoint']),
-            entry.is_fused,
-            args.tta,
-            args.examples,
-            args.device,
-        )
-        kept = folder / 'row.json'
-        if (old := _load(kept)).get('key') == key:
-            console.print(f'{entry.name}: kept', highlight=False)
-            row = old
+            row.config = str(folder / 'config.py')
+            cfg.dump(row.config)
+        if row.checkpoint is None:
+            row.checkpoint = train(entry.name, cfg, folder, options.train)
+        fused, device = entry.is_fused, options.device
+        row.key = row_key(cfg, row.checkpoint, fused, options.tta, options.examples, device)
+        kept = load_kept(folder / 'row.json', row.key)
+        if kept:
+            _say(f'{entry.name}: kept')
+            row = Row(**kept)
         else:
-            console.print(f'{entry.name}: scoring', highlight=False)
-            row.update(measure(row, folder, args), key=key)
-            _save(kept, row)
-            console.print(f'{entry.name}: {page.scores(row)}', highlight=False)
-        first = next((other for other in rows if 'error' not in other), row)
-        for what in ('data', 'classes'):
-            if row[what] != first[what]:
-                raise ConfigError(
-                    f'its {"test images" if what == "data" else what} are not those of {first["name"]}: the figures cannot be '
-                    'compared. --data-root gives all models the same'
-                )
+            _say(f'{entry.name}: scoring')
+            row = replace(row, **_measure(row, folder, options))
+            keep(folder / 'row.json', row.known())
+            _say(f'{entry.name}: {page.scores(row)}')
+        _check_same_data(row, others)
     except Exception as error:  # whatever it is, the other models go on
-        kind = (
-            ''
-            if isinstance(error, (ConfigError, WeightsError, RuntimeError))
-            else f'{type(error).__name__}: '
-        )
-        row['error'] = kind + str(error).removeprefix('ConfigError: ').removeprefix(
-            'WeightsError: '
-        )
-        console.print(f'{entry.name}: {row["error"]}', style='red', markup=False, highlight=False)
+        is_plain = isinstance(error, (ConfigError, WeightsError, RuntimeError))
+        text = str(error) if is_plain else f'{type(error).__name__}: {error}'
+        row.error = text.removeprefix('ConfigError: ').removeprefix('WeightsError: ')
+        _say(f'{entry.name}: {row.error}', style='red')
     return row
 
 
-def entry_config(entry, args, folder):
-    """The config with the command line's data and options in it. Raises ConfigError where the data do not fit."""
+def _check_same_data(row, others):
+    first = next((other for other in others if not other.error), row)
+    for field, words in (('data', 'test images'), ('classes', 'classes')):
+        if getattr(row, field) != getattr(first, field):
+            raise ConfigError(
+                f'its {words} are not those of {first.name}: the figures cannot be compared. '
+                '--data-root gives all models the same'
+            )
+
+
+def prepared_config(entry: Entry, options: Options, folder: Path) -> Config:
+    """The config with the data and the settings of the options in it.
+
+    Raises:
+        ConfigError: a file is missing, or the data do not fit.
+    """
     if not Path(entry.config).is_file():
         raise ConfigError(f'no config at {entry.config}')
     if entry.checkpoint and '://' not in entry.checkpoint and not Path(entry.checkpoint).is_file():
         raise ConfigError(f'no checkpoint at {entry.checkpoint}')
-    if entry.is_fused:  # of a model that has been through here
+    if entry.is_fused:  # its config was prepared for the row before
         return Config.fromfile(entry.config)
-    if entry.checkpoint is None and not args.train and not (folder / 'train').exists():
-        raise ConfigError('no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train')
+    to_train = entry.checkpoint is None
+    if to_train and not options.train and not (folder / 'train').exists():
+        raise ConfigError(NO_CHECKPOINT)
     try:
         with quiet():
             cfg = Config.fromfile(entry.config)
-        cfg.merge_from_dict(args.cfg_options)
+        cfg.merge_from_dict(options.cfg_options)
     except Exception as error:
         raise ConfigError(f'the config cannot be read: {type(error).__name__}: {error}') from error
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    to_train = entry.checkpoint is None
-    if args.data_root and 'decode_head' not in cfg.model:
+    if 'decode_head' in cfg.model:
+        if options.data_root:
+            label_folder.put(cfg, options.data_root, options.classes, options.ignore, to_train)
+        for split in ('train', 'test') if to_train else ('test',):
+            label_folder.check(cfg, split)
+    elif options.data_root:
         raise ConfigError(
             'detectors are compared on the data that their configs name, without --data-root'
         )
-    if args.data_root:
-        label_folder.put(cfg, args.data_root, args.classes, args.ignore, to_train)
-    if 'decode_head' in cfg.model:
-        for split in ('train', 'test') if to_train else ('test',):
-            label_folder.check(cfg, split)
     return cfg
 
 
-def train(name, cfg, folder, args, console):
-    """Train with tools/train.py as a user would, or go on, or take what is finished. Returns the last checkpoint."""
-    work_dir, config = folder / 'train', folder / 'config.py'
-    trained, done = work_dir / 'trained.txt', work_dir / 'done'
-    this = f'{cfg.pretty_text}\n{label_folder.stamp(cfg, "train")}'
-    is_other = trained.exists() and trained.read_text() != this
-    if not args.train and (is_other or not done.exists()):
-        raise ConfigError('no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train')
+def train(name: str, cfg: Config, folder: Path, is_allowed: bool) -> str:
+    """Train as ``tools/train.py`` does, go on where it was interrupted, or take what is finished.
+
+    Args:
+        folder: has the config, ``config.py``; the work dir is ``train`` in it.
+        is_allowed: else it takes what is finished, and raises where nothing is.
+
+    Returns:
+        Path of the last checkpoint.
+
+    Raises:
+        ConfigError: there is nothing finished of this config and these data.
+        RuntimeError: the training failed.
+    """
+    work_dir = folder / 'train'
+    description, done = work_dir / 'trained.txt', work_dir / 'done'
+    text = f'{cfg.pretty_text}\n{data_stamp(cfg, "train")}'
+    is_other = description.exists() and description.read_text() != text
+    if not is_allowed and (is_other or not done.exists()):
+        raise ConfigError(NO_CHECKPOINT)
     if is_other:
-        console.print(
-            f'{name}: the config or the training data have changed, it starts anew', highlight=False
-        )
+        _say(f'{name}: the config or the training data have changed, it starts anew')
         shutil.rmtree(work_dir)
     work_dir.mkdir(exist_ok=True)
-    trained.write_text(this)
+    description.write_text(text)
     if not done.exists():
-        arguments = [
-            config,
-            '--work-dir',
-            work_dir,
-            *(['--resume'] if (work_dir / 'last_checkpoint').exists() else []),
-        ]
-        with Progress(
-            TextColumn('training'),
-            BarColumn(),
-            TextColumn('{task.completed}/{task.total} {task.fields[text]}'),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not sys.stdout.isatty(),
-        ) as progress:
-            console.print(f'{name}: training (log: {work_dir}/train.log)', highlight=False)
-            task = progress.add_task('', total=cfg.train_cfg.get('max_iters'), text='')
-            for mode, step, total, loss in follow('train', arguments, work_dir / 'train.log'):
-                progress.update(
-                    task,
-                    completed=step,
-                    total=total,
-                    text=f'loss {loss:.3f}' if loss else 'evaluation',
-                )
+        log = work_dir / 'train.log'
+        arguments = [folder / 'config.py', '--work-dir', work_dir]
+        arguments += ['--resume'] if _is_run(work_dir) else []
+        _say(f'{name}: training (log: {log})')
+        with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+            bar = progress.add_task('training')
+            for _, step, total, loss in follow('train', arguments, log):
+                state = f'loss {loss:.3f}' if loss else 'evaluation'
+                title = f'training {step}/{total}, {state}'
+                progress.update(bar, description=title, completed=step, total=total)
         done.touch()
-    return str(work_dir / Path((work_dir / 'last_checkpoint').read_text().strip()).name)
+    return str(_last(work_dir))
 
 
-def measure(row, folder, args):
-    for old in ('predictions', 'truth'):
-        shutil.rmtree(folder / old, ignore_errors=True)
-    process = Process(
-        Contestant,
-        row['config'],
-        row['checkpoint'],
-        row['is_fused'],
-        str(folder),
-        args.device,
-        args.batch,
-        args.examples,
-    )
+def _process(row, options, folder=''):
+    paths = row.config, row.checkpoint, row.is_fused, str(folder)
+    return Process(ModelUnderTest, *paths, options.device, options.batch, options.examples)
+
+
+def _measure(row, folder, options):
+    for maps in ('predictions', 'truth'):
+        shutil.rmtree(folder / maps, ignore_errors=True)
+    process = _process(row, options, folder)
     try:
-        found = dict(process.ask('facts'), **process.ask('score'))
-        if args.tta:
+        figures = dict(process.ask('facts'), **process.ask('score'))
+        if options.tta:
             try:
-                found['tta'] = process.ask('tta_score')['metrics']
+                figures['tta'] = process.ask('tta_score')['metrics']
             except RuntimeError as error:  # the rest of the row stands
-                found['note'] = f'no TTA: {error}'
-        return dict(found, memory=process.ask('memory'), examples=process.ask('example_names'))
+                figures['note'] = f'no TTA: {error}'
+        return dict(figures, memory=process.ask('memory'), examples=process.ask('example_names'))
     finally:
         process.end()
 
 
-def clock(rows, args):
-    """Seconds of one image, and of a batch, of all models in turns; kept as long as the models are the same."""
-    kept, key = (
-        args.out / 'speed.json',
-        _key([row['key'] for row in rows], args.runs, args.batch, torch.get_num_threads()),
-    )
-    found = _load(kept)
-    if rows and found.get('key') != key:
-        processes = {
-            row['name']: Process(
-                Contestant,
-                row['config'],
-                row['checkpoint'],
-                row['is_fused'],
-                '',
-                args.device,
-                args.batch,
-                1,
-            )
-            for row in rows
-        }
-        try:
-            candidates = {}
-            for row in rows:
-                try:
-                    calls = {
-                        (row['name'], what): partial(processes[row['name']].ask, what)
-                        for what in ('seconds', 'batch_seconds')
-                    }
-                    [call() for call in calls.values()]
-                    candidates.update(calls)
-                except (
-                    RuntimeError
-                ) as error:  # too little memory for all of them at once, or for a batch
-                    row['note'] = f'speed not measured: {error}'
-            turns = interleaved(candidates, -(-args.runs // BURST), 'speed')
-            seconds = {call: sum(found, [])[: args.runs] for call, found in turns.items()}
-        finally:
-            for process in processes.values():
-                process.end()
-        found = dict(
-            key=key,
-            seconds={
-                name: [seconds[name, 'seconds'], seconds[name, 'batch_seconds']]
-                for name, what in candidates
-                if what == 'seconds'
-            },
-        )
-        if len(found['seconds']) == len(rows):  # else the next run tries again
-            _save(kept, found)
+def measure_speed(rows: Sequence[Row], options: Options) -> None:
+    """Fill in the seconds of all models, which are timed in turns; or take those of the last run.
+
+    In turns, so that what else the machine does hits all alike. A model that cannot be timed
+    beside the others gets a ``note``.
+    """
+    path, key = options.out / 'speed.json', speed_key(rows, options.runs, options.batch)
+    seconds = (load_kept(path, key) or {}).get('seconds', {})
+    if rows and not seconds:
+        seconds = _timed_in_turns(rows, options)
+        if len(seconds) == len(rows):  # else the next run tries again
+            keep(path, dict(key=key, seconds=seconds))
     for row in rows:
-        if row['name'] in found['seconds']:
-            row['seconds'], row['batch_seconds'] = found['seconds'][row['name']]
+        if row.name in seconds:
+            row.seconds, row.batch_seconds = seconds[row.name]
+            row.batch = options.batch
 
 
-def _load(path):
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _save(path, content):
-    """Whole or not at all, whenever it is interrupted."""
-    path.with_suffix('.new').write_text(json.dumps(content, indent=1))
-    path.with_suffix('.new').replace(path)
-
-
-def _key(*parts):
-    stamps = [
-        (str(part), part.stat().st_size, part.stat().st_mtime)
-        if isinstance(part, Path) and part.exists()
-        else part
-        for part in parts
-    ]
-    return hashlib.sha256(repr(stamps).encode()).hexdigest()
+def _timed_in_turns(rows, options):
+    """Name of a model -> seconds of one image, and of a batch, of every run."""
+    processes = {row.name: _process(row, options) for row in rows}
+    candidates: dict[str, Callable[[], Any]] = {}
+    try:
+        for row in rows:
+            candidate = partial(processes[row.name].ask, 'seconds')
+            try:
+                candidate()
+                candidates[row.name] = candidate
+            except RuntimeError as error:  # too little memory for a batch, or for all of them
+                row.note = f'speed not measured: {error}'
+        turns: dict[str, list[Any]] = interleaved(candidates, -(-options.runs // BURST), 'speed')
+    finally:
+        for process in processes.values():
+            process.end()
+    return {
+        name: [sum(bursts, [])[: options.runs] for bursts in zip(*pairs)]
+        for name, pairs in turns.items()
+    }

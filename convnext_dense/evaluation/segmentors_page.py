@@ -1,249 +1,249 @@
-"""What the comparison of models leaves: a table for the terminal, CSV, JSON, and one HTML page that needs no other file."""
+"""What a comparison of models leaves: a table, CSV, JSON, and one HTML page without other files."""
 
 import base64
 import csv
 import io
 import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import isnan, nan
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from jinja2 import Template
+from matplotlib import color_sequences
+from matplotlib.colors import to_hex
 from PIL import Image
 from rich.table import Column, Table
 
 from ..data.pictures import overlay, read
+from ..pages import render
+from .kept_rows import Row
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 WIDTH = 480  # of an example, in pixels
-LINES = plt.cm.tab10.colors + plt.cm.Dark2.colors  # of the models
+# of the models
+COLOURS = [to_hex(colour) for name in ('tab10', 'Dark2') for colour in color_sequences[name]]
 
 
-def label(rows):
-    """Give every row the ``label`` under which it is shown: its name without what all names end with."""
-    names = [row['name'].removesuffix(', fused') for row in rows]
-    end = (
-        names[0].rpartition('_')[2]
-        if len(set(names)) > 1 and len({one.rpartition('_')[2] for one in names}) == 1
-        else None
-    )
-    for row, one in zip(rows, names):
-        row['label'] = (one.removesuffix(f'_{end}') if end else one) + ', fused' * row['is_fused']
+class Figure(NamedTuple):
+    """A column of the tables."""
+
+    value: Callable[[Row], float]  # NaN: not measured
+    digits: int  # after the point
 
 
-def columns(rows):
-    """Heading -> (figure of a row, its format). Metrics as the rows have them."""
-    fine = [row for row in rows if 'error' not in row]
-    found = {
-        name: (lambda row, name=name: row['metrics'].get(name), '.2f')
-        for row in fine
-        for name in row['metrics']
-    }
-    main = next(iter(found), '')
-    if any('tta' in row for row in fine):
-        found[f'{main}, TTA'] = (lambda row: row['tta'][main], '.2f')
-    found.update(
-        {
-            'latency, ms': (lambda row: 1e3 * median(row['seconds']), '.1f'),
-            'p95, ms': (lambda row: 1e3 * np.percentile(row['seconds'], 95), '.1f'),
-            'images/s': (lambda row: row['batch'] / median(row['batch_seconds']), '.1f'),
-            'memory, MB': (lambda row: row['memory'] / 1e6, '.1f'),
-            'parameters, M': (lambda row: row['parameters'] / 1e6, '.2f'),
-            'FLOPs, G': (lambda row: row['flops'] / 1e9, '.2f'),
-        }
-    )
-    return found
+def latency(row: Row) -> float:
+    """Milliseconds of one image, median."""
+    return 1e3 * median(row.seconds or [nan])
 
 
-def figure(row, value):
-    """Of a column, or None: not measured, not yet, or not to be had."""
-    try:
-        return value(row)
-    except (KeyError, TypeError):
-        return None
+MEASUREMENTS = {
+    'latency, ms': Figure(latency, 1),
+    'p95, ms': Figure(lambda row: 1e3 * float(np.percentile(row.seconds or [nan], 95)), 1),
+    'images/s': Figure(lambda row: (row.batch or nan) / median(row.batch_seconds or [nan]), 1),
+    'memory, MB': Figure(lambda row: (row.memory or nan) / 1e6, 1),
+    'parameters, M': Figure(lambda row: (row.parameters or nan) / 1e6, 2),
+    'FLOPs, G': Figure(lambda row: (row.flops or nan) / 1e9, 2),
+}
 
 
-def cells(rows):
-    """Heading and texts of every row; a dash where there is no figure."""
-    wanted = columns(rows)
-    label(rows)
-    texts = [
-        [
-            row['label'],
-            *(
-                format(found, spec) if (found := figure(row, value)) is not None else '–'
-                for value, spec in wanted.values()
-            ),
-        ]
-        for row in rows
-    ]
-    return ['model', *wanted], texts
+def set_labels(rows: Sequence[Row]) -> None:
+    """The names without the part behind the last ``_``, if that is the same of all models."""
+    names = [row.name.removesuffix(', fused') for row in rows]
+    ends = {name.rpartition('_')[2] for name in names}
+    end = f'_{ends.pop()}' if len(set(names)) > 1 and len(ends) == 1 else ''
+    for row, name in zip(rows, names):
+        row.label = name.removesuffix(end) + ', fused' * row.is_fused
 
 
-def table(rows):
+def columns(rows: Sequence[Row]) -> dict[str, Figure]:
+    """By heading: all metrics that a row has, then what was measured."""
+    names = dict.fromkeys(name for row in rows if not row.error for name in row.metrics)
+    figures = {name: Figure(partial(_metric, name=name), 2) for name in names}
+    if any(row.tta for row in rows):
+        main = next(iter(names), '')
+        figures[f'{main}, TTA'] = Figure(lambda row: (row.tta or {}).get(main, nan), 2)
+    return figures | MEASUREMENTS
+
+
+def _metric(row, name):
+    return row.metrics.get(name, nan)
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and the texts of every row; a dash where there is no figure."""
+    figures = columns(rows)
+    texts = []
+    for row in rows:
+        values = [(figure.value(row), figure.digits) for figure in figures.values()]
+        row_texts = ['–' if isnan(value) else f'{value:.{digits}f}' for value, digits in values]
+        texts.append([row.label, *row_texts])
+    return ['model', *figures], texts
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """For the terminal."""
     heading, texts = cells(rows)
     shown = Table(heading[0], *(Column(name, justify='right') for name in heading[1:]))
     for row, text in zip(rows, texts):
-        shown.add_row(*text, style='red' if 'error' in row else None)
+        shown.add_row(*text, style='red' if row.error else None)
     return shown
 
 
-def scores(row):
-    return ', '.join(f'{name} {value:.2f}' for name, value in row['metrics'].items())
+def scores(row: Row) -> str:
+    """The metrics in a line."""
+    return ', '.join(f'{name} {value:.2f}' for name, value in row.metrics.items())
 
 
-def write(rows, about, folder):
-    for row in rows:
-        row.setdefault('batch', about['batch'])
-    (heading, texts), figures = cells(rows), columns(rows).values()
+def write(rows: Sequence[Row], about: dict, folder: Path) -> None:
+    """Write ``results.csv``, ``results.json`` and ``index.html``.
+
+    Args:
+        about: what all rows have in common: the machine, versions, ``data``, ``batch`` and
+            ``command``.
+    """
+    set_labels(rows)
+    figures = columns(rows)
     with open(folder / 'results.csv', 'w', newline='', encoding='utf-8') as file:
         sheet = csv.writer(file)
-        sheet.writerow([*heading, 'error'])
+        sheet.writerow(['model', *figures, 'error'])
         for row in rows:
-            sheet.writerow(
-                [row['name'], *(figure(row, value) for value, _ in figures), row.get('error', '')]
-            )
-    (folder / 'results.json').write_text(
-        json.dumps(dict(machine=about, models=rows), indent=1), encoding='utf-8'
+            values = [figure.value(row) for figure in figures.values()]
+            known = ['' if isnan(value) else value for value in values]
+            sheet.writerow([row.name, *known, row.error or ''])
+    content = dict(machine=about, models=[row.known() for row in rows])
+    (folder / 'results.json').write_text(json.dumps(content, indent=1), encoding='utf-8')
+
+    heading, texts = cells(rows)
+    compared = [row for row in rows if not row.error]
+    unfused = [row for row in compared if not row.is_fused]  # fused, they predict the same
+    text = render(
+        'segmentors_page.html',
+        about=about,
+        heading=heading,
+        texts=list(zip(rows, texts)),
+        first=compared[0] if compared else None,
+        plots=plots([row for row in compared if row.seconds], heading[1]),
+        models=[row.label for row in unfused],
+        classes=class_table(unfused),
+        examples=example_pictures(unfused, folder),
+        colours=model_colours(compared),
     )
-    page = Template(
-        (Path(__file__).with_name('segmentors_page.html')).read_text(encoding='utf-8'),
-        autoescape=True,
-    )
-    fine = [row for row in rows if 'error' not in row]
-    metric, shown = (
-        heading[1] if fine else '',
-        [row for row in fine if not row['is_fused']],
-    )  # fused: the same predictions
-    timed = [row for row in fine if row.get('seconds')]
-    (folder / 'index.html').write_text(
-        page.render(
-            about=about,
-            heading=heading,
-            texts=list(zip(rows, texts)),
-            first=fine[0] if fine else None,
-            metric=metric,
-            plots=plots(timed, metric) if timed else [],
-            models=[row['label'] for row in shown],
-            classes=classes(shown),
-            examples=examples(shown, folder),
-            colours={
-                row['name']: '#%02x%02x%02x' % tuple(round(255 * part) for part in colour)
-                for row, colour in zip(fine, line_colours(fine))
-            },
-        ),
-        encoding='utf-8',
-    )
+    (folder / 'index.html').write_text(text, encoding='utf-8')
 
 
-def classes(rows):
-    """Name, colour and per model the IoU of each class, best in its row or not; of segmentors."""
-    found = []
-    for i, name in enumerate(rows[0]['classes'] if rows and rows[0]['meaning'] else ()):
-        values = [row['per_class'].get(name, {}).get('IoU') for row in rows]  # not of every metric
+def class_table(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, bool]]]]:
+    """Name and CSS colour of each class; of each model its IoU as text, and whether it is best.
+
+    Empty for detectors.
+    """
+    lines = []
+    for i, name in enumerate(rows[0].classes if rows and rows[0].meaning else ()):
+        values = [row.per_class.get(name, {}).get('IoU') for row in rows]
         texts = ['–' if value is None else f'{value:.1f}' for value in values]
         best = max((float(text) for text in texts if text != '–'), default=0)
-        found.append(
-            (
-                name,
-                rows[0]['palette'][i],
-                [(text, bool(best) and text == f'{best:.1f}') for text in texts],
-            )
-        )
-    return found
+        colour = f'rgb({",".join(map(str, rows[0].palette[i]))})'
+        lines.append((name, colour, [(text, best > 0 and text == f'{best:.1f}') for text in texts]))
+    return lines
 
 
-def line_colours(rows):
-    """A model and its fused form share a colour."""
-    plain = list(dict.fromkeys(row['name'].removesuffix(', fused') for row in rows))
-    return [LINES[plain.index(row['name'].removesuffix(', fused')) % len(LINES)] for row in rows]
+def model_colours(rows: Sequence[Row]) -> dict[str, str]:
+    """Name of a row -> ``#rrggbb``. A model and its fused form share a colour."""
+    names = [row.name.removesuffix(', fused') for row in rows]
+    order = list(dict.fromkeys(names))
+    return {row.name: COLOURS[order.index(name) % len(COLOURS)] for row, name in zip(rows, names)}
 
 
-def plots(rows, metric):
-    """Accuracy over latency, and memory, as SVG. Small enough to be read on a telephone."""
-    colours = line_colours(rows)
+def plots(rows: Sequence[Row], metric: str) -> list[tuple[str, str]]:
+    """Title and SVG of accuracy over latency, and of memory; none without rows.
+
+    Small enough to be read on a telephone.
+    """
+    if not rows:
+        return []
     with plt.rc_context({'font.size': 11, 'svg.hashsalt': 'convnext_dense'}):
-        height = 3.4 + 0.22 * ((len(rows) + 1) // 2)
-        first, axis = plt.subplots(figsize=(5, height), layout='constrained')
-        for row, colour in zip(rows, colours):
-            axis.plot(
-                1e3 * median(row['seconds']),
-                row['metrics'].get(metric, np.nan),
-                's' if row['is_fused'] else 'o',
-                markersize=12 if row['is_fused'] else 6,
-                color=colour,
-                label=row['label'],
-                markerfacecolor='none' if row['is_fused'] else colour,
-                markeredgewidth=2,
-            )
-        axis.set(
-            xlabel='latency, ms (median, one image)',
-            ylabel=f'{metric}, %',
-            xlim=(0, 1.1e3 * max(median(row['seconds']) for row in rows)),
-        )
-        axis.margins(y=0.15)
-        axis.grid(alpha=0.3)
-        first.legend(
-            *axis.get_legend_handles_labels(),
-            loc='outside lower center',
-            ncols=1 + (max(len(row['label']) for row in rows) < 33),
-            fontsize=9,
-            frameon=False,
-            markerscale=0.7,
-        )
-        second, axis = plt.subplots(figsize=(5, 1.2 + 0.42 * len(rows)), layout='constrained')
-        values = [row['memory'] / 1e6 for row in rows]
-        bars = axis.barh([row['label'] for row in rows], values, color=colours, height=0.6)
-        axis.bar_label(bars, [f'{value:.0f}' for value in values], padding=3)
-        axis.set(xlabel='peak memory of one image, MB', xlim=(0, 1.15 * max(values)))
-        axis.invert_yaxis()
-        axis.tick_params(axis='y', labelsize=10)
-        for side in ('top', 'right'):
-            axis.spines[side].set_visible(False)
-        return [(f'{metric} over latency', _svg(first)), ('Memory', _svg(second))]
+        accuracy, memory = _svg(_plot_accuracy(rows, metric)), _svg(_plot_memory(rows))
+    return [(f'{metric} over latency', accuracy), ('Memory', memory)]
 
 
-def _svg(shown):
+def _plot_accuracy(rows, metric):
+    height = 3.4 + 0.22 * ((len(rows) + 1) // 2)
+    figure, axis = plt.subplots(figsize=(5, height), layout='constrained')
+    colours = model_colours(rows)
+    for row in rows:
+        axis.plot(
+            latency(row),
+            _metric(row, metric),
+            's' if row.is_fused else 'o',
+            markersize=12 if row.is_fused else 6,
+            color=colours[row.name],
+            label=row.label,
+            markerfacecolor='none' if row.is_fused else colours[row.name],
+            markeredgewidth=2,
+        )
+    slowest = max(latency(row) for row in rows)
+    axis.set(xlabel='latency, ms (median, one image)', ylabel=f'{metric}, %')
+    axis.set(xlim=(0, 1.1 * slowest))
+    axis.margins(y=0.15)
+    axis.grid(alpha=0.3)
+    figure.legend(
+        *axis.get_legend_handles_labels(),
+        loc='outside lower center',
+        ncols=1 + (max(len(row.label) for row in rows) < 33),
+        fontsize=9,
+        frameon=False,
+        markerscale=0.7,
+    )
+    return figure
+
+
+def _plot_memory(rows):
+    figure, axis = plt.subplots(figsize=(5, 1.2 + 0.42 * len(rows)), layout='constrained')
+    values = [row.memory / 1e6 for row in rows]
+    colours = model_colours(rows).values()
+    bars = axis.barh([row.label for row in rows], values, color=list(colours), height=0.6)
+    axis.bar_label(bars, [f'{value:.0f}' for value in values], padding=3)
+    axis.set(xlabel='peak memory of one image, MB', xlim=(0, 1.15 * max(values)))
+    axis.invert_yaxis()
+    axis.tick_params(axis='y', labelsize=10)
+    axis.spines[['top', 'right']].set_visible(False)
+    return figure
+
+
+def _svg(figure):
     file = io.StringIO()
-    shown.savefig(
-        file, format='svg', bbox_inches='tight', metadata={'Date': None}
-    )  # long names make it wider
-    plt.close(shown)
+    # tight: long names make it wider
+    figure.savefig(file, format='svg', bbox_inches='tight', metadata={'Date': None})
+    plt.close(figure)
     text = file.getvalue()
     return text[text.index('<svg') :]
 
 
-def examples(rows, folder):
-    """Name of the image -> [(caption, picture as data URI)]: the image, the truth, and what every model predicts."""
-    if (
-        not rows
-        or not rows[0].get('palette')
-        or not (folder / rows[0]['folder'] / 'truth').is_dir()
-    ):
+def example_pictures(rows: Sequence[Row], folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """Name of an image -> caption and data URI of the image, the truth, and what models predict.
+
+    Empty for detectors.
+    """
+    if not rows or not rows[0].palette or not (folder / rows[0].folder / 'truth').is_dir():
         return {}
-    colours, found = rows[0]['palette'], {}
-    for path, name in rows[0]['examples']:
+    maps = {'truth': folder / rows[0].folder / 'truth'}
+    maps |= {row.label: folder / row.folder / 'predictions' for row in rows}
+    examples = {}
+    for path, name in rows[0].examples:
         image = Image.fromarray(read(Path(path))[0])
-        small = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
-        shown = [('image', np.asarray(small))]
-        for caption, labels in [('truth', folder / rows[0]['folder'] / 'truth' / name)] + [
-            (row['label'], folder / row['folder'] / 'predictions' / name) for row in rows
-        ]:
-            shown.append(
-                (
-                    caption,
-                    overlay(
-                        np.asarray(small),
-                        np.asarray(Image.open(labels).resize(small.size, Image.NEAREST)),
-                        colours,
-                    ),
-                )
-            )
-        found[Path(path).name] = [(caption, _uri(picture)) for caption, picture in shown]
-    return found
+        image = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
+        pictures = [('image', _uri(np.asarray(image)))]
+        for caption, map_folder in maps.items():
+            labels = Image.open(map_folder / name).resize(image.size, Image.Resampling.NEAREST)
+            shown = overlay(np.asarray(image), np.asarray(labels), rows[0].palette)
+            pictures.append((caption, _uri(shown)))
+        examples[Path(path).name] = pictures
+    return examples
 
 
 def _uri(picture):

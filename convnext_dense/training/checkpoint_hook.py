@@ -13,7 +13,7 @@ from mmengine.runner import BaseLoop
 from ..registry import HOOKS
 from ..weights.comparing import check_names
 
-STATES = 'random_states'
+STATES = 'random_states'  # key of a checkpoint
 
 
 @HOOKS.register_module()
@@ -21,7 +21,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     """MMEngine's checkpoint hook, and:
 
     - A checkpoint that is loaded must have every name of the model and no other, and every tensor
-      its shape; MMEngine loads what happens to fit and only logs the rest. To fine-tune
+      its shape; MMEngine loads the tensors that happen to fit and only logs the rest. To fine-tune
       (``load_from``), layers outside the backbone may have another number of outputs (other
       classes), and the parts in ``may_differ`` may be of other layers; a warning names both.
     - Checkpoints carry the states of Python's, NumPy's and torch's random generators of each rank,
@@ -31,9 +31,9 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     Args:
         may_differ: parts of the model outside its backbone, as their parameters' names begin:
-            ``'roi_head.mask_head'``. To fine-tune, what fits there is loaded; what the checkpoint
-            lacks stays as initialised, and what the model lacks is dropped. Not heeded to resume
-            or test.
+            ``'roi_head.mask_head'``. When fine-tuning, tensors that fit are loaded there too; those
+            that the checkpoint lacks stay as initialised, and those that the model lacks are
+            dropped. Ignored when resuming or testing.
         the rest: as MMEngine's.
 
     Raises:
@@ -42,7 +42,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             nor the checkpoint.
     """
 
-    _states = None  # of all ranks, as last saved or loaded
+    _states: list[dict] | None = None  # a rank each, as last saved or loaded
     _restore = False  # at the next training iteration
 
     def __init__(self, *args, may_differ: str | Sequence[str] = (), **kwargs):
@@ -51,7 +51,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _save_checkpoint(self, runner) -> None:
         # Overridden because, unlike before_save_checkpoint, it runs on every rank.
-        self._states = all_gather_object(_get_states())
+        self._states = all_gather_object(get_random_states())
         self._restore = True
         super()._save_checkpoint(runner)
 
@@ -65,12 +65,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         fine_tuning = isinstance(runner._train_loop, BaseLoop) and not runner._resume
-        for warning in check_names(
-            model,
-            checkpoint.get('state_dict', checkpoint),
-            fine_tuning,
-            self.may_differ if fine_tuning else (),
-        ):
+        may_differ = self.may_differ if fine_tuning else ()
+        tensors = checkpoint.get('state_dict', checkpoint)
+        for warning in check_names(model, tensors, fine_tuning, may_differ):
             runner.logger.warning(warning)
         if not runner._resume or STATES not in checkpoint:
             return
@@ -81,22 +78,22 @@ class CheckpointHook(MMEngineCheckpointHook):
                 f'{get_world_size()}: it goes on with fresh random states'
             )
             return
-        if hasattr(_sampler(runner), 'seed'):  # before the data order is drawn from it
-            _sampler(runner).seed = saved['sampler_seed']
+        sampler = _sampler(runner)
+        if hasattr(sampler, 'seed'):  # before the data order is drawn from it
+            sampler.seed = saved['sampler_seed']
         self._states, self._restore = saved['ranks'], True
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        if self._restore:
-            _set_states(self._states[get_rank()])
+        if self._restore and self._states is not None:
+            set_random_states(self._states[get_rank()])
             self._restore = False
 
 
-def _sampler(runner):
-    return getattr(runner.train_dataloader.batch_sampler, 'sampler', None)
+def get_random_states() -> dict:
+    """The states of this process's random generators.
 
-
-def _get_states() -> dict:
-    """Of this process. As arrays: MMEngine moves tensors of a resumed checkpoint to the GPU."""
+    As arrays: MMEngine moves tensors of a resumed checkpoint to the GPU.
+    """
     states = dict(
         python=random.getstate(),
         numpy=np.random.get_state(legacy=False),
@@ -107,9 +104,14 @@ def _get_states() -> dict:
     return states
 
 
-def _set_states(states: dict) -> None:
+def set_random_states(states: dict) -> None:
+    """Put this process's random generators into ``states``, as ``get_random_states`` gives them."""
     random.setstate(states['python'])
     np.random.set_state(states['numpy'])
     torch.set_rng_state(torch.from_numpy(states['torch']))
     if 'cuda' in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.from_numpy(states['cuda']))
+
+
+def _sampler(runner):
+    return getattr(runner.train_dataloader.batch_sampler, 'sampler', None)

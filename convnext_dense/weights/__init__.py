@@ -1,5 +1,7 @@
-"""Weights: a file is read without executing it (reading), its layout recognised and renamed to ours by a table
-(layouts), every tensor accounted for (loading). The catalogue of published files is in presets, the way back to other
+"""Weights: a file is read without executing it (reading), its layout recognised and its names
+translated by a table (layouts), and every tensor accounted for (loading).
+
+The catalogue of published files is in presets, fetching them in downloading, the way back to other
 libraries' names in converting."""
 
 from .converting import TARGETS, convert, save

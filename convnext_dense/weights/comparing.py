@@ -3,36 +3,81 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..architectures import Architecture
 from ..errors import ConfigError, WeightsError
 
+# Kinds of difference, as messages name them and in their order.
+MISSING = 'missing'  # the file has no such tensor
+UNKNOWN = 'unknown'  # the network has no such tensor
+RESHAPED = 'of another shape'
+NOT_FLOATING = 'not of a floating-point type'
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Kind of difference (missing, unknown, of another shape) -> the tensors that it is true of."""
-    return {
-        'missing': [name for name in own if name not in given],
-        'unknown': [name for name in given if name not in own],
-        'of another shape': [
-            f'{name} {tuple(given[name].shape)} where {tuple(own[name].shape)} is expected'
-            for name in own
-            if name in given and given[name].shape != own[name].shape
-        ],
+
+class Difference(NamedTuple):
+    """Why a tensor of the network and one of the file do not fit."""
+
+    kind: str
+    name: str
+    given_shape: tuple[int, ...] = ()  # in the file; of ``RESHAPED``
+    expected_shape: tuple[int, ...] = ()  # in the network; of ``RESHAPED``
+    dtype: torch.dtype | None = None  # in the file; of ``NOT_FLOATING``
+
+    def __str__(self) -> str:
+        if self.kind == RESHAPED:
+            return f'{self.name} {self.given_shape} where {self.expected_shape} is expected'
+        return f'{self.name} ({self.dtype})' if self.dtype else self.name
+
+
+def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[Difference]:
+    """The differences in names and shapes between a network's tensors and those of a file."""
+    differences = [Difference(MISSING, name) for name in expected if name not in given]
+    differences += [Difference(UNKNOWN, name) for name in given if name not in expected]
+    for name, tensor in expected.items():
+        if name in given and given[name].shape != tensor.shape:
+            shapes = tuple(given[name].shape), tuple(tensor.shape)
+            differences.append(Difference(RESHAPED, name, *shapes))
+    return differences
+
+
+def not_floating(given: Mapping[str, Tensor]) -> list[Difference]:
+    """The tensors of a file that hold integers or the like: no weight of a ConvNeXt does."""
+    return [
+        Difference(NOT_FLOATING, name, dtype=tensor.dtype)
+        for name, tensor in given.items()
+        if tensor.dtype not in FLOATS
+    ]
+
+
+def listing(differences: Iterable[Difference]) -> str:
+    """For a message: a line per kind of difference, with its first few tensors."""
+    kinds: dict[str, list[Difference]] = {
+        kind: [] for kind in (MISSING, UNKNOWN, RESHAPED, NOT_FLOATING)
     }
-
-
-def listing(problems: Mapping[str, list[str]]) -> str:
-    """A line per kind of difference, with its first few tensors."""
+    for difference in differences:
+        kinds[difference.kind].append(difference)
     return '\n'.join(
-        f'  {len(names)} {kind}: {few(names)}' for kind, names in problems.items() if names
+        f'  {len(group)} {kind}: {first_few(group)}' for kind, group in kinds.items() if group
     )
 
 
-def few(names: list[str]) -> str:
+def first_few(items: Sequence) -> str:
     """The first three, for a message."""
-    return ', '.join(name[:200] for name in names[:3]) + (', ...' if len(names) > 3 else '')
+    return ', '.join(str(item)[:200] for item in items[:3]) + (', ...' if len(items) > 3 else '')
+
+
+def convnext_architecture(module: object) -> Architecture | None:
+    """Of a ``ConvNeXt`` of ours; None for any other module.
+
+    The backbone imports this room, so that its class cannot be asked for here.
+    """
+    architecture = getattr(module, 'architecture', None)
+    return architecture if isinstance(architecture, Architecture) else None
 
 
 def check_names(
@@ -41,64 +86,69 @@ def check_names(
     heads_may_differ: bool,
     may_differ: Sequence[str] = (),
 ) -> list[str]:
-    """Compare names and shapes. Returns a warning for each part in ``may_differ``, and for each
-    class layer whose number of classes differs, if ``heads_may_differ``.
+    """Compare names and shapes of a whole model with those of a checkpoint.
+
+    Args:
+        model: a detector or segmentor.
+        state_dict: the checkpoint's tensors.
+        heads_may_differ: layers outside the backbone may have another number of outputs (classes).
+        may_differ: beginnings of names outside the backbone. Tensors below them may be missing,
+            unknown, or of any shape.
+
+    Returns:
+        A warning for each part in ``may_differ``, and for each tensor that differs in its number of
+        outputs.
 
     Raises:
-        WeightsError, ConfigError: as ``CheckpointHook``.
+        WeightsError: any other difference.
+        ConfigError: a part in ``may_differ`` reaches into the backbone, or is in neither the model
+            nor the checkpoint.
     """
-    given = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    given = {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
     expected = model.state_dict()
     backbones = [
         name
         for name, module in model.named_modules()
-        if isinstance(getattr(module, 'architecture', None), Architecture)
-        or name.endswith('backbone')
+        if convnext_architecture(module) or name.endswith('backbone')
     ]
-    problems, warnings = compare(expected, given), []
+    differences, warnings = compare(expected, given), []
     for part in may_differ:
-        _check_part(part, {**expected, **given}, backbones)
-        missing, unknown, reshaped = (
-            [text for text in texts if _is_in(text, [part])] for texts in problems.values()
-        )
+        _check_part(part, [*expected, *given], backbones)
+        kinds = [kind for kind, name, *_ in differences if _is_in(name, [part])]
+        left, dropped = len(kinds) - kinds.count(UNKNOWN), len(kinds) - kinds.count(MISSING)
         warnings.append(
-            f'may_differ, {part}: {len(missing + reshaped)} tensors of the model left '
-            f'as initialised, {len(unknown + reshaped)} of the checkpoint dropped'
+            f'may_differ, {part}: {left} tensors of the model left as initialised, '
+            f'{dropped} of the checkpoint dropped'
         )
+    differing = {item.name for item in differences}
+    differences = [item for item in differences if not _is_in(item.name, may_differ)]
     # A layer that predicts classes differs in its number of outputs alone.
     heads = [
-        text
-        for text in problems['of another shape']
+        item
+        for item in differences
         if heads_may_differ
-        and not _is_in(text, [*backbones, *may_differ])
-        and expected[_name(text)].shape[1:] == given[_name(text)].shape[1:]
+        and item.kind == RESHAPED
+        and item.given_shape[1:] == item.expected_shape[1:]
+        and not _is_in(item.name, backbones)
     ]
-    problems = {
-        kind: [text for text in texts if text not in heads and not _is_in(text, may_differ)]
-        for kind, texts in problems.items()
-    }
-    wrong = [_name(text) for texts in problems.values() for text in texts]
-    if wrong:
-        advice = ''
-        if heads_may_differ and not any(_is_in(name, backbones) for name in wrong):
-            fitting = [
-                name
-                for name in given
-                if name in expected and given[name].shape == expected[name].shape
-            ]
-            parts = [*may_differ, *_parts(wrong, fitting)]
-            advice = (
-                '\nTo fine-tune from all that fits, name the parts that differ: '
-                f'default_hooks = dict(checkpoint=dict(may_differ={parts}))'
-            )
-        raise WeightsError(
-            f'the checkpoint is not of this model:\n{listing(problems)}\n'
-            'Load the weights of a backbone alone through model.backbone.init_cfg; a whole model '
-            'needs the same architecture and heads; only to fine-tune may the number of classes '
-            "differ. Models of the zoos, whose backbone is mmpretrain's, are renamed by "
-            f'tools/convert_weights.py.{advice}'
+    wrong = [item for item in differences if item not in heads]
+    if not wrong:
+        return warnings + [f'not loaded, other shape: {item}' for item in heads]
+    advice = ''
+    if heads_may_differ and not any(_is_in(item.name, backbones) for item in wrong):
+        fitting = [name for name in given if name in expected and name not in differing]
+        parts = [*may_differ, *_parts([item.name for item in wrong], fitting)]
+        advice = (
+            '\nTo fine-tune from all that fits, name the parts that differ: '
+            f'default_hooks = dict(checkpoint=dict(may_differ={parts}))'
         )
-    return warnings + [f'not loaded, other shape: {text}' for text in heads]
+    raise WeightsError(
+        f'the checkpoint is not of this model:\n{listing(wrong)}\n'
+        'Load the weights of a backbone alone through model.backbone.init_cfg; a whole model '
+        'needs the same architecture and heads; only to fine-tune may the number of classes '
+        "differ. Models of the zoos, whose backbone is mmpretrain's, are renamed by "
+        f'tools/convert_weights.py.{advice}'
+    )
 
 
 def _check_part(part: str, names: Iterable[str], backbones: Iterable[str]) -> None:
@@ -120,11 +170,8 @@ def _check_part(part: str, names: Iterable[str], backbones: Iterable[str]) -> No
 def _parts(names: Iterable[str], fitting: Iterable[str]) -> list[str]:
     """The largest parts that hold ``names`` and none of the ``fitting``."""
     shared = {beginning for name in fitting for beginning in _beginnings(name)}
-    return list(
-        dict.fromkeys(
-            next((part for part in _beginnings(name) if part not in shared), name) for name in names
-        )
-    )
+    parts = [next((p for p in _beginnings(name) if p not in shared), name) for name in names]
+    return list(dict.fromkeys(parts))
 
 
 def _beginnings(name: str) -> Iterable[str]:
@@ -132,10 +179,5 @@ def _beginnings(name: str) -> Iterable[str]:
     return accumulate(name.split('.'), '{}.{}'.format)
 
 
-def _is_in(text: str, parts: Iterable[str]) -> bool:
-    return any(f'{_name(text)}.'.startswith(f'{part}.') for part in parts)
-
-
-def _name(text: str) -> str:
-    """Of a tensor, behind which its shapes may follow."""
-    return text.partition(' ')[0]
+def _is_in(name: str, parts: Iterable[str]) -> bool:
+    return any(f'{name}.'.startswith(f'{part}.') for part in parts)

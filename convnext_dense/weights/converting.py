@@ -1,9 +1,10 @@
-"""Weights of any known layout under the names of another, backbones as well as whole models."""
+"""Weights of any known layout under the names of another: backbones and whole models."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,10 @@ from torch import Tensor
 from ..architectures import Architecture, describe, parameter_shapes
 from ..errors import WeightsError
 from . import comparing, layouts, loading, reading
+from .comparing import MISSING, UNKNOWN, Difference
 
-OURS = layouts.OFFICIAL._replace(
-    name='ours', reshape={}, wrapper='state_dict'
-)  # official but for the 1-D GRN
+# The official names, but GRN's parameters stay as they are: (C,).
+OURS = layouts.OFFICIAL._replace(name='ours', reshape={}, wrapper='state_dict')
 TARGETS = {
     'ours': OURS,
     'official': layouts.OFFICIAL,
@@ -23,29 +24,25 @@ TARGETS = {
     'transformers': layouts.TRANSFORMERS,
     'mmpretrain': layouts.MMPRETRAIN,
 }
+MAX_WIDTH = 2**16  # channels: more is damage, and its shapes would be too large to compare with
 
 
 class Conversion(NamedTuple):
-    layout: str  # what the source was recognised as
-    architecture: (
-        Architecture  # of its backbone; its eps is not in the file and stands at its default
-    )
+    """Weights under other names, ready for ``save``; printed, it is one line."""
+
+    layout: str  # of the source, as its library is called in ``layouts.LAYOUTS``
+    architecture: Architecture  # of the backbone; with the default eps: files do not hold it
     tensors: dict[str, Tensor]
     dropped: dict[str, str]  # name in the source -> why
-    kept: tuple[
-        str, ...
-    ]  # names outside the backbone: necks and heads, which are taken over as they are
-    wrapper: str  # key under which a .pth of this layout keeps the tensors; '' for none
-    classes: dict = {}  # names and colours of a whole model's classes, as the MMEngine family keeps them
+    kept: tuple[str, ...]  # names outside the backbone (neck, heads), which are not changed
+    wrapper: str  # key under which a .pth of the new layout keeps the tensors; '' for none
+    classes: dict = {}  # a whole model's ``classes`` and ``palette``, as MMEngine keeps them
 
-    def __str__(self):
-        dropped = (
-            ', '.join(f'{why} ({count})' for why, count in loading.counts(self.dropped.values()))
-            or 'nothing'
-        )
+    def __str__(self) -> str:
         return (
-            f'{self.layout}, ConvNeXt {describe(self.architecture)}: {len(self.tensors) - len(self.kept)} '
-            f'tensors of the backbone, {len(self.kept)} of neck and heads as they are; dropped: {dropped}'
+            f'{self.layout}, ConvNeXt {describe(self.architecture)}: '
+            f'{len(self.tensors) - len(self.kept)} tensors of the backbone, {len(self.kept)} of '
+            f'neck and heads as they are; dropped: {loading.count_reasons(self.dropped)}'
         )
 
 
@@ -54,93 +51,89 @@ def convert(
 ) -> Conversion:
     """Rename the backbone in ``source`` to the names of ``to``, bit for bit.
 
-    A detector or segmentor (a backbone below ``backbone.``) keeps its neck and heads as they are: mmdet 2 and 3, and
-    mmseg 0 and 1, name theirs alike. From other files that hold more than a backbone the rest is dropped and listed. A classifier's
-    final norm and head go along where both layouts have a name for them.
+    A detector or segmentor (a backbone below ``backbone.``) keeps its neck and heads as they are:
+    mmdet 2 and 3, and mmseg 0 and 1, name theirs alike. Of other files that hold more than a
+    backbone the rest is dropped and listed. A classifier's final norm and head go along where both
+    layouts have a name for them.
 
     Args:
         source: as for ``load_weights``.
         to: key of ``TARGETS``.
-        backbone_only: without neck, heads and prefix, as timm, torchvision and transformers want it.
+        backbone_only: without neck, heads and prefix, as timm, torchvision and transformers
+            expect it.
 
     Raises:
-        WeightsError: the source cannot be read, or a tensor of its backbone is not one of a ConvNeXt in its layout.
+        WeightsError: the source cannot be read; a tensor of its backbone is not one of a ConvNeXt
+            in its layout; or ``to`` is no layout, or has no name for a tensor of the backbone.
     """
     if to not in TARGETS:
         raise WeightsError(f'unknown layout {to!r}: expected one of {", ".join(TARGETS)}')
     target = TARGETS[to]
     tensors, where, classes = loading.read(source)
-    found = layouts.to_ours(tensors, where)
-    architecture = layouts.architecture_of(found.tensors)
-    _check(found, architecture, where)
-    backbone, without_place = layouts.to_theirs(found.tensors, target)
-    lost = [name for name in without_place if not name.startswith(tuple(loading.CLASSIFIER))]
+    ours = layouts.to_ours(tensors, where)
+    architecture = _check(ours, where)
+    backbone, without_place = layouts.to_theirs(ours.tensors, target)
+    lost = [name for name in without_place if not _is_classifier(name)]
     if lost:
         raise WeightsError(
-            f'{target.name} has no place for {comparing.few(lost)}: what is left would be another network'
+            f'{target.name} has no place for {comparing.first_few(lost)}: '
+            'what is left would be another network'
         )
-    dropped = dict(found.dropped)
-    dropped.update((found.names[name], f'no name for it under {to}') for name in without_place)
+    dropped = ours.dropped | {
+        ours.names[name]: f'no name for it under {to}' for name in without_place
+    }
     kept, prefix = {}, ''
-    if not backbone_only and (found.prefix == 'backbone.' or found.prefix.endswith('.backbone.')):
-        prefix, parent = 'backbone.', found.prefix[: -len('backbone.')]
-        kept = {
-            name[len(parent) :]: value
-            for name, value in tensors.items()
-            if name.startswith(parent) and not name.startswith(found.prefix)
-        }
-        dropped = {name: why for name, why in dropped.items() if name[len(parent) :] not in kept}
-    converted = {prefix + name: value for name, value in backbone.items()}
-    wrapper = 'state_dict' if kept and target.wrapper else target.wrapper
+    if not backbone_only and f'.{ours.prefix}'.endswith('.backbone.'):
+        prefix = 'backbone.'
+        parent = ours.prefix.removesuffix(prefix)  # of module.backbone.: module.
+        others = [name for name in tensors if not name.startswith(ours.prefix)]
+        kept = {name[len(parent) :]: name for name in others if name.startswith(parent)}
+        dropped = {name: why for name, why in dropped.items() if name not in kept.values()}
+    converted = {prefix + name: tensor for name, tensor in backbone.items()}
+    converted |= {name: tensors[old] for name, old in kept.items()}
+    wrapper = 'state_dict' if kept and target.wrapper else target.wrapper or ''
     return Conversion(
-        found.layout.name,
-        architecture,
-        {**converted, **kept},
-        dropped,
-        tuple(kept),
-        wrapper or '',
-        classes,
+        ours.layout.name, architecture, converted, dropped, tuple(kept), wrapper, classes
     )
 
 
-def _check(found, architecture, where):
-    """All four stages, each tensor known and of its shape; of the output norms some, each with weight and bias."""
-    given = {
-        name: value
-        for name, value in found.tensors.items()
-        if not name.startswith(tuple(loading.CLASSIFIER))
-    }
-    stem = getattr(given.get(loading.STEM), 'shape', ())
+def _is_classifier(name: str) -> bool:
+    return name.startswith(tuple(layouts.CLASSIFIER))
+
+
+def _check(ours: layouts.Renamed, where: str) -> Architecture:
+    """The backbone's architecture, of which it has every tensor and no other, in its shape.
+
+    Output norms may be missing, each with weight and bias.
+    """
+    source = f'{where} ({ours.layout.name})'
+    given = {name: tensor for name, tensor in ours.tensors.items() if not _is_classifier(name)}
+    architecture = layouts.architecture_of(given)
+    stem = given.get(layouts.STEM, torch.empty(0)).shape
     if architecture is None or min(architecture.dims) == 0 or len(stem) != 4 or stem[1] == 0:
+        raise WeightsError(f'{source} does not hold all of a ConvNeXt: stem and four stages')
+    if max(architecture.dims) > MAX_WIDTH:
         raise WeightsError(
-            f'{where} ({found.layout.name}) does not hold all of a ConvNeXt: stem and four stages'
+            f'{source} has stages of {architecture.dims} channels: expected {MAX_WIDTH} or fewer'
         )
-    if max(architecture.dims) > 2**16:
-        raise WeightsError(
-            f'{where} ({found.layout.name}) has widths of {architecture.dims}, which are none'
-        )
-    own = {
-        name: torch.empty(shape, device='meta')
-        for name, shape in parameter_shapes(architecture, stem[1]).items()
-    }
-    problems = comparing.compare(own, given)
-    pairs = {
-        name
-        for name in own
-        if loading.OUTPUT_NORM.fullmatch(name)
-        and f'{name.partition(".")[0]}.weight' not in given
-        and f'{name.partition(".")[0]}.bias' not in given
-    }
-    problems['missing'] = [name for name in problems['missing'] if name not in pairs]
-    problems['unknown'] += found.unknown
-    problems['not of a floating-point type'] = [
-        name for name in given if given[name].dtype not in loading.FLOATS
+    shapes = parameter_shapes(architecture, stem[1])
+    expected = {name: torch.empty(shape, device='meta') for name, shape in shapes.items()}
+    modules = {name.rpartition('.')[0] for name in given}
+    differences = [
+        item
+        for item in comparing.compare(expected, given)
+        if item.kind != MISSING
+        or not layouts.OUTPUT_NORM.fullmatch(item.name)
+        or item.name.rpartition('.')[0] in modules
     ]
-    if any(problems.values()):
+    differences += [Difference(UNKNOWN, name) for name in ours.unknown]
+    differences += comparing.not_floating(given)
+    if differences:
         raise WeightsError(
-            f'{where} ({found.layout.name}) is not a ConvNeXt as {describe(architecture)} has it:\n'
-            f'{comparing.listing(problems)}'
+            f'{source} is not a ConvNeXt as {describe(architecture)} has it:\n'
+            f'{comparing.listing(differences)}'
         )
+    return architecture
 
 
 def save(conversion: Conversion, path: str | Path) -> None:
@@ -155,33 +148,33 @@ def save(conversion: Conversion, path: str | Path) -> None:
     if os.path.exists(path):
         raise WeightsError(f'{path} exists already; it is not overwritten')
     tensors = {
-        name: value.detach().clone().contiguous() for name, value in conversion.tensors.items()
+        name: tensor.detach().clone().contiguous() for name, tensor in conversion.tensors.items()
     }
     unfinished = path.with_name(f'.{os.getpid()}{path.suffix}')
     try:
         if path.suffix == '.pth':
-            content = {conversion.wrapper: tensors} if conversion.wrapper else tensors
-            if (
-                conversion.wrapper == 'state_dict'
-            ):  # mmseg insists on a meta, and has the classes from it
-                content['meta'] = (
-                    dict(dataset_meta=conversion.classes) if conversion.classes else {}
-                )
-            torch.save(content, unfinished)
+            torch.save(_wrapped(tensors, conversion), unfinished)
         else:
             from safetensors.torch import save_file
 
             save_file(tensors, unfinished, metadata=dict(format='pt'))
         written, _ = reading.read(unfinished)
-        if written.keys() != tensors.keys():
-            raise ValueError(
-                f'not all of it could be read back: {comparing.few(sorted(set(tensors) - set(written)))}'
-            )
+        lost = tensors.keys() ^ written.keys()
+        if lost:
+            names = comparing.first_few(sorted(lost))
+            raise ValueError(f'not all of it could be read back: {names}')
         os.replace(unfinished, path)
     except Exception as error:  # each of the two writers has its own for a full disk
         raise WeightsError(f'{path} could not be written: {error}') from None
     finally:
-        try:
+        with contextlib.suppress(OSError):  # moved, or never there
             unfinished.unlink()
-        except OSError:  # moved, or never there
-            pass
+
+
+def _wrapped(tensors: dict[str, Tensor], conversion: Conversion) -> dict[str, Any]:
+    if not conversion.wrapper:
+        return tensors
+    content: dict[str, Any] = {conversion.wrapper: tensors}
+    if conversion.wrapper == 'state_dict':  # mmseg expects a meta, in which it finds the classes
+        content['meta'] = {'dataset_meta': conversion.classes} if conversion.classes else {}
+    return content

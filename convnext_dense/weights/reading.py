@@ -1,15 +1,19 @@
 """Files of weights, read without executing anything in them.
 
-A .pth file is a pickle, which may call any function. Here it is read by an unpickler that knows how to note down
-tensors and plain containers and nothing else: every other class that the file names becomes an inert ``Placeholder``.
-``torch.load`` is not used: besides weights it runs TorchScript, unpacks tar archives and writes patch files.
+A .pth file is a pickle: a program that may call any function. Here it is run by an unpickler that
+knows tensors and plain containers and nothing else: it notes down where a tensor's data are, and
+every other class or function that the file names becomes an inert ``Placeholder``.
+``torch.load`` is not used: besides weights it runs TorchScript, unpacks tar archives and writes
+patch files.
 """
 
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,34 +21,31 @@ from torch import Tensor
 from ..errors import WeightsError
 from .zipcheck import check_zip
 
-WRAPPERS = (
-    'state_dict',
-    'model',
-    'model_state_dict',
-)  # keys under which training scripts keep the weights
+# Keys under which training scripts keep the weights
+WRAPPERS = ('state_dict', 'model', 'model_state_dict')
 LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # how files of torch before 1.6 begin
 DTYPES = {
-    f'torch.{name}Storage': dtype
-    for name, dtype in (
-        ('Double', torch.float64),
-        ('Float', torch.float32),
-        ('Half', torch.float16),
-        ('BFloat16', torch.bfloat16),
-        ('Long', torch.int64),
-        ('Int', torch.int32),
-        ('Short', torch.int16),
-        ('Char', torch.int8),
-        ('Byte', torch.uint8),
-        ('Bool', torch.bool),
-        ('ComplexFloat', torch.complex64),
-        ('ComplexDouble', torch.complex128),
-    )
+    'torch.DoubleStorage': torch.float64,
+    'torch.FloatStorage': torch.float32,
+    'torch.HalfStorage': torch.float16,
+    'torch.BFloat16Storage': torch.bfloat16,
+    'torch.LongStorage': torch.int64,
+    'torch.IntStorage': torch.int32,
+    'torch.ShortStorage': torch.int16,
+    'torch.CharStorage': torch.int8,
+    'torch.ByteStorage': torch.uint8,
+    'torch.BoolStorage': torch.bool,
+    'torch.ComplexFloatStorage': torch.complex64,
+    'torch.ComplexDoubleStorage': torch.complex128,
 }
 
 
 class _Inert:
-    """Takes what a file calls it with or fills it with, and does nothing. Neither instances nor the classes themselves
-    get attributes from a file, and all are hashed by identity: the hash of a structure may take for ever."""
+    """Accepts whatever arguments, items and state a file gives it, and does nothing with them.
+
+    Neither instances nor the classes themselves get attributes from a file. All are hashed by
+    identity: the hash of a nested structure may take for ever.
+    """
 
     __slots__ = ()
 
@@ -68,13 +69,14 @@ class Placeholder(_Inert):
 
 
 class _PlainDict(dict):
-    """What an OrderedDict is read as."""
+    """Stands for OrderedDict. torch fills it item by item, after it was made without arguments.
+
+    It takes none: a file could ask for thousands of copies of a large dict in a few bytes.
+    """
 
     __slots__ = ()
 
-    def __init__(
-        self,
-    ):  # torch fills it item by item; a copy of a large one costs a file next to nothing
+    def __init__(self):
         pass
 
     def __setstate__(self, state=None):
@@ -82,18 +84,20 @@ class _PlainDict(dict):
 
 
 class _Storage(_Inert):
+    """The elements of one or more tensors, which have not been read yet."""
+
     __slots__ = ('dtype', 'key', 'numel')
 
-    def __init__(self, dtype, key, numel):
+    def __init__(self, dtype: torch.dtype, key: str, numel: int):
         self.dtype, self.key, self.numel = dtype, key, numel
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return self.numel * torch.empty(0, dtype=self.dtype).element_size()
 
 
 class _Tensor(_Inert):
-    """A tensor of the file that has not been read yet: optimiser states never are."""
+    """A tensor of the file that has not been read yet: those of optimiser states never are."""
 
     __slots__ = ('storage', 'offset', 'shape', 'strides')
 
@@ -101,32 +105,33 @@ class _Tensor(_Inert):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def lay_over(self, elements: Tensor, dense: bool) -> Tensor:
-        """The tensor over its storage's elements. Raises ValueError where it does not fit them, or is not ``dense``:
-        each element once, in whatever order."""
+        """The tensor, as a view of the elements (1-D) of its storage.
+
+        Raises:
+            ValueError: shape, strides and offset do not fit the elements; or, if ``dense``, some
+                elements are not in the tensor, or are in it more than once.
+        """
         numbers = (self.offset, *self.shape, *self.strides)
-        if len(self.shape) != len(self.strides) or not all(
-            type(n) is int and n >= 0 for n in numbers
-        ):
-            raise ValueError('a tensor has a shape that is none')
-        steps = sorted(
-            (stride, size) for stride, size in zip(self.strides, self.shape) if size != 1
-        )
+        natural = all(type(number) is int and number >= 0 for number in numbers)
+        if len(self.shape) != len(self.strides) or not natural:
+            raise ValueError('a tensor has a shape or strides that are not possible')
         if 0 in self.shape:
             return elements.new_empty(self.shape)
-        if self.offset + sum(stride * (size - 1) for stride, size in steps) >= len(elements):
+        steps = sorted((stride, n) for stride, n in zip(self.strides, self.shape) if n != 1)
+        if self.offset + sum(stride * (n - 1) for stride, n in steps) >= len(elements):
             raise ValueError('a tensor does not fit its data')
         expected = 1
-        for stride, size in steps:
+        for stride, n in steps:
             if dense and stride != expected:
                 raise ValueError(
                     'a tensor is a view of a part of its data, or its strides are damaged'
                 )
-            expected *= size
+            expected *= n
         return elements.as_strided(tuple(self.shape), tuple(self.strides), self.offset)
 
 
 class _Parameter(_Inert):
-    """Gives the tensor that it is called with."""
+    """Stands for torch's functions that make a parameter of a tensor; gives the tensor itself."""
 
     __slots__ = ()
 
@@ -135,20 +140,33 @@ class _Parameter(_Inert):
 
 
 class _Tuple(tuple):
+    """A tuple that is hashed by identity, as ``_Inert`` is."""
+
     __slots__ = ()
     __hash__ = object.__hash__
 
 
-class _Unpickler(
-    pickle._Unpickler
-):  # Python's: the C one allocates whatever memo index a damaged file names
+def _hashed_by_identity(load: Callable) -> Callable:
+    """``load`` is an unpickler's instruction that puts a tuple onto its stack."""
+
+    def load_tuple(self):
+        load(self)
+        self.stack[-1] = _Tuple(self.stack[-1])
+
+    return load_tuple
+
+
+# Python's, not the C one, which allocates as much memory as any memo index in a damaged file says.
+class _Unpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
-    del dispatch[pickle.BYTEARRAY8[0]]  # likewise; torch.save never writes it
+    del dispatch[pickle.BYTEARRAY8[0]]  # allocates what it says too; torch.save never writes it
+    for instruction in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        dispatch[instruction[0]] = _hashed_by_identity(dispatch[instruction[0]])
 
     def __init__(self, file):
         super().__init__(file, encoding='utf-8')
-        self.storages = {}
-        self.known = {
+        self.storages: dict[str, _Storage] = {}
+        self.known: dict[tuple[str, str], type] = {
             ('collections', 'OrderedDict'): _PlainDict,
             ('torch._utils', '_rebuild_tensor_v2'): _Tensor,
             ('torch._utils', '_rebuild_parameter'): _Parameter,
@@ -156,16 +174,17 @@ class _Unpickler(
         }
 
     def find_class(self, module, name):
+        """Gives no class or function of Python's: ours for those known, else a placeholder."""
         if (module, name) not in self.known:
-            self.known[module, name] = type(
-                'Placeholder', (Placeholder,), dict(__slots__=(), origin=f'{module}.{name}')
-            )
+            attributes = dict(__slots__=(), origin=f'{module}.{name}')
+            self.known[module, name] = type('Placeholder', (Placeholder,), attributes)
         return self.known[module, name]
 
     def get_extension(self, code):
         raise pickle.UnpicklingError('it names a class by number')
 
     def persistent_load(self, reference):
+        """A storage: ('storage', class, key, device, number of elements, view). No other object."""
         if reference[0] != 'storage' or len(reference) > 5 and reference[5] is not None:
             return Placeholder  # the class, since modules of old files are instantiated
         kind, key, _, numel = reference[1:5]
@@ -174,30 +193,26 @@ class _Unpickler(
             return Placeholder
         return self.storages.setdefault(str(key), _Storage(DTYPES[kind.origin], str(key), numel))
 
-    def _identity_hash(load):
-        def load_tuple(self):
-            load(self)
-            self.stack[-1] = _Tuple(self.stack[-1])
-
-        return load_tuple
-
-    for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-        dispatch[code[0]] = _identity_hash(dispatch[code[0]])
-
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Path of a .pth (zip, or from before torch 1.6) or safetensors file -> name and tensor of its weights, and the
-    names and colours of its classes (``classes``, ``palette``) where a checkpoint of the MMEngine family has them.
+    """Read a .pth (a zip, or from before torch 1.6) or safetensors file.
 
-    Of a training checkpoint only what is under ``state_dict``, ``model`` or ``model_state_dict`` is read.
+    Of a training checkpoint only what is under ``state_dict``, ``model`` or ``model_state_dict`` is
+    read.
+
+    Returns:
+        Names and tensors of the weights; and the names and colours of the classes (``classes``,
+        ``palette``), where a checkpoint of the MMEngine family has them.
 
     Raises:
-        WeightsError: there is no such file, it is something else, it is damaged, or there are no weights in it.
+        WeightsError: there is no such file, it is something else, it is damaged, or there are no
+            weights in it.
     """
     try:
         if path.exists() and not path.is_file():
             raise WeightsError(
-                f'{path} cannot be read: it is no file; of a folder name the file in it, model.safetensors or so'
+                f'{path} cannot be read: it is no file; of a folder name the file in it, '
+                'model.safetensors or so'
             )
         with open(path, 'rb') as file:
             head = file.read(200)
@@ -214,154 +229,160 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
         ) from None
     except OSError as error:
         raise WeightsError(f'{path} cannot be read: {error}') from None
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever the instructions of a damaged file may raise
+        line = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise WeightsError(
+            f'{path} is damaged or cut short ({line}). If it was fetched, fetch it again; if it '
+            'was not written by torch.save or safetensors, write it with one of them'
+        ) from None
 
 
-def find_weights(content: object, where: str) -> dict[str, Tensor]:
-    """The dict of names and tensors inside whatever a training script has wrapped around it."""
-    path = []
-    while isinstance(content, Mapping) and len(path) < 5:
-        inside = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inside:
+def find_weights(content: object, where: str) -> dict[str, Any]:
+    """The dict of names and tensors inside whatever a training script has wrapped around it.
+
+    Args:
+        where: name of the source in messages.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    keys: list[str] = []
+    while isinstance(content, Mapping) and len(keys) < 5:
+        wrappers = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not wrappers:
             break
-        path += inside[:1]
-        content = content[inside[0]]
-    inside = f'{where}, under {".".join(path)},' if path else where
+        keys.append(wrappers[0])
+        content = content[wrappers[0]]
+    place = f'{where}, under {".".join(keys)},' if keys else where
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise WeightsError(
-            f'{inside} holds {_kind(content)}, expected a dict of names and tensors. Of a '
-            'module that was saved whole save state_dict() instead'
+            f'{place} holds {_kind(content)}, expected a dict of names and tensors. '
+            'Of a module that was saved whole save state_dict() instead'
         )
     others = [
         f'{name} ({_kind(value)})' for name, value in content.items() if not _is_plain_tensor(value)
     ]
     if others:
         raise WeightsError(
-            f'{inside} holds entries that are no tensors: {", ".join(others[:3])}. Weights are looked for '
-            f'at the top level and under {", ".join(WRAPPERS)}'
+            f'{place} holds entries that are no tensors: {", ".join(others[:3])}. '
+            f'Weights are looked for at the top level and under {", ".join(WRAPPERS)}'
         )
     return dict(content)
 
 
-def _classes(content):
+def _read_classes(content: object) -> dict:
     """MMEngine keeps them in ``meta.dataset_meta``, its predecessors in capitals in ``meta``."""
     for key in ('meta', 'dataset_meta'):
         content = content.get(key, content) if isinstance(content, dict) else {}
-    found = {
+    lists = {
         name.lower(): value
-        for name, value in content.items()
+        for name, value in (content.items() if isinstance(content, dict) else ())
         if isinstance(name, str) and isinstance(value, (list, tuple))
     }
-    classes, palette = found.get('classes', ()), found.get('palette', ())
-    plain = {}
-    if classes and all(type(name) is str for name in classes):
-        plain['classes'] = tuple(classes)
-    if palette and all(
-        isinstance(row, (list, tuple)) and all(type(value) is int for value in row)
-        for row in palette
+    names, colours = lists.get('classes', ()), lists.get('palette', ())
+    classes: dict[str, Any] = {}
+    if names and all(type(name) is str for name in names):
+        classes['classes'] = tuple(names)
+    if colours and all(
+        isinstance(colour, (list, tuple)) and all(type(value) is int for value in colour)
+        for colour in colours
     ):
-        plain['palette'] = [list(row) for row in palette]
-    return plain
+        classes['palette'] = [list(colour) for colour in colours]
+    return classes
 
 
-def _read_zip(path, file):
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if any(name.endswith('constants.pkl') for name in archive.namelist()):
-                raise WeightsError(
-                    f'{path} is a TorchScript program, which is not run here: save its state_dict'
-                )
-            places = check_zip(file, archive)
-            pickles = [name for name in places if name.rpartition('/')[2] == 'data.pkl']
-            if len(pickles) != 1:
-                raise WeightsError(f'{path} is a zip archive, but not one of torch.save')
-            root = pickles[0][: -len('data.pkl')]
-            if f'{root}byteorder' in places and archive.read(f'{root}byteorder') != b'little':
-                raise WeightsError(
-                    f'{path} was written on a big-endian machine; save it again on another'
-                )
-            with archive.open(pickles[0]) as pickled:
-                content = _Unpickler(pickled).load()
-            weights = find_weights(content, str(path))
-        # Sliced and expanded tensors are as good as others where a checksum vouches for their strides.
-        return _tensors(
-            weights, file, lambda storage: places[f'{root}data/{storage.key}'], dense=False
-        ), _classes(content)
-    except (WeightsError, OSError):
-        raise
-    except Exception as error:  # there is no end to what damage turns instructions into
-        raise _damaged(path, error) from None
+def _read_zip(path: Path, file: BufferedReader) -> tuple[dict[str, Tensor], dict]:
+    """A record ``data.pkl`` with the content, and one for the data of each storage."""
+    with zipfile.ZipFile(file) as archive:
+        if any(name.endswith('constants.pkl') for name in archive.namelist()):
+            raise WeightsError(
+                f'{path} is a TorchScript program, which is not run here: save its state_dict'
+            )
+        places = check_zip(file, archive)
+        pickles = [name for name in places if name.rpartition('/')[2] == 'data.pkl']
+        if len(pickles) != 1:
+            raise WeightsError(f'{path} is a zip archive, but not one of torch.save')
+        root = pickles[0].removesuffix('data.pkl')
+        if f'{root}byteorder' in places and archive.read(f'{root}byteorder') != b'little':
+            raise WeightsError(
+                f'{path} was written on a big-endian machine; save it again on another'
+            )
+        with archive.open(pickles[0]) as pickled:
+            content = _Unpickler(pickled).load()
+    weights = find_weights(content, str(path))
+    # Sliced and expanded tensors are allowed: a checksum vouches for their strides.
+    tensors = _tensors(weights, file, lambda key: places[f'{root}data/{key}'], dense=False)
+    return tensors, _read_classes(content)
 
 
-def _read_legacy(path, file):
-    """Four pickles (magic number, version, machine, content), the keys of the storages as a fifth, then their data."""
+def _read_legacy(path: Path, file: BufferedReader) -> tuple[dict[str, Tensor], dict]:
+    """Five pickles (magic number, version, machine, content, keys of storages), then the data."""
     file.seek(0)
-    try:
-        unpicklers = [_Unpickler(file) for _ in range(5)]
-        _, version, machine, content, keys = (unpickler.load() for unpickler in unpicklers)
-        if version != 1001 or machine['little_endian'] is not True:
-            raise ValueError('it is of an unknown version or machine')
-        weights = find_weights(content, str(path))
-        storages, places = unpicklers[3].storages, {}
-        for key in keys:
-            (numel,) = struct.unpack('<q', file.read(8))
-            storage = storages[str(key) if type(key) in (str, int) else None]
-            if numel != storage.numel or storage.key in places:
-                raise ValueError(f'storage {storage.key} has another size than announced')
-            places[storage.key] = file.tell(), storage.nbytes
-            file.seek(places[storage.key][1], 1)
-        if file.tell() != path.stat().st_size:
-            raise EOFError('its end is missing')
-        return _tensors(weights, file, lambda storage: places[storage.key], dense=True), _classes(
-            content
-        )
-    except (WeightsError, OSError):
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from None
+    unpicklers = [_Unpickler(file) for _ in range(5)]
+    _, version, machine, content, keys = (unpickler.load() for unpickler in unpicklers)
+    if version != 1001 or machine['little_endian'] is not True:
+        raise ValueError('it is of an unknown version or machine')
+    weights = find_weights(content, str(path))
+    storages = unpicklers[3].storages
+    places: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        (numel,) = struct.unpack('<q', file.read(8))
+        if type(key) not in (str, int) or str(key) in places:
+            raise ValueError('the keys of its storages are damaged')
+        storage = storages[str(key)]
+        if numel != storage.numel:
+            raise ValueError(f'storage {storage.key} has another size than announced')
+        places[storage.key] = file.tell(), storage.nbytes
+        file.seek(storage.nbytes, 1)
+    if file.tell() != path.stat().st_size:
+        raise EOFError('its end is missing')
+    return _tensors(weights, file, places.__getitem__, dense=True), _read_classes(content)
 
 
-def _read_safetensors(path):
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ModuleNotFoundError:
         raise WeightsError(f'{path} needs a package: pip install safetensors') from None
-    try:
-        return load_file(path)
-    except OSError:
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from None
+    return load_file(path)
 
 
-def _tensors(weights, file, place, dense):
+def _tensors(
+    weights: Mapping[str, _Tensor],
+    file: BufferedReader,
+    place: Callable[[str], tuple[int, int]],
+    dense: bool,
+) -> dict[str, Tensor]:
     """Read the storages that ``weights`` refer to, each once, and lay the tensors over them.
 
-    ``place(storage)`` is where its data begin in ``file``, and their length in bytes.
+    Args:
+        place: key of a storage -> where its data begin in ``file``, and their length in bytes.
+        dense: as ``_Tensor.lay_over``.
     """
-    elements, tensors = {}, {}
+    elements: dict[_Storage, Tensor] = {}
+    tensors = {}
     for name, tensor in weights.items():
-        storage = tensor.storage
+        storage, short = tensor.storage, name[:200]
         if storage not in elements:
-            start, length = place(storage)
+            start, length = place(storage.key)
             if length != storage.nbytes:
-                raise ValueError(f'the data of {name[:200]} have another size than announced')
+                raise ValueError(f'the data of {short} have another size than announced')
             content = bytearray(length)
             file.seek(start)
             if file.readinto(content) != length:
-                raise EOFError(f'the data of {name[:200]} end early')
-            elements[storage] = (
-                torch.frombuffer(content, dtype=storage.dtype)
-                if content
-                else torch.empty(0, dtype=storage.dtype)
-            )
+                raise EOFError(f'the data of {short} end early')
+            empty = torch.empty(0, dtype=storage.dtype)  # frombuffer refuses an empty buffer
+            elements[storage] = torch.frombuffer(content, dtype=storage.dtype) if length else empty
         try:
             tensors[name] = tensor.lay_over(elements[storage], dense)
         except ValueError as error:
-            raise ValueError(f'{name[:200]}: {error}') from None
+            raise ValueError(f'{short}: {error}') from None
     return tensors
 
 
-def _is_plain_tensor(value):
+def _is_plain_tensor(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.layout is torch.strided and not value.is_quantized and not value.is_nested
     return (
@@ -372,15 +393,7 @@ def _is_plain_tensor(value):
     )
 
 
-def _damaged(path, error):
-    line = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return WeightsError(
-        f'{path} is damaged or cut short ({line}). If it was fetched, fetch it again; if it was not '
-        'written by torch.save or safetensors, write it with one of them'
-    )
-
-
-def _kind(value):
+def _kind(value: object) -> str:
     return value.origin if isinstance(value, Placeholder) else f'a {type(value).__name__}'
 
 

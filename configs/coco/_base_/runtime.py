@@ -1,5 +1,3 @@
-from importlib.util import find_spec
-
 default_scope = 'mmdet'
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
@@ -17,7 +15,8 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 vis_backends = [dict(type='LocalVisBackend')]
-if find_spec('tensorboard'):
+# No import statement: upstream MMEngine would take this for a new-style config and refuse it.
+if __import__('importlib.util').util.find_spec('tensorboard'):
     vis_backends.append(dict(type='TensorboardVisBackend'))
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
