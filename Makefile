@@ -42,8 +42,8 @@ test-slow: .venv/.ready
 test-upstream: .venv-upstream/.ready
 	.venv-upstream/bin/python -m pytest
 
-.venv/.ready: tools/env/make_env.py tools/env/onedl.txt setup.py
-	$(PYTHON) tools/env/make_env.py .venv tools/env/onedl.txt
+.venv/.ready: $(wildcard tools/env/*.py) tools/env/onedl.txt setup.py
+	$(PYTHON) -m tools.env.make_env .venv tools/env/onedl.txt
 
-.venv-upstream/.ready: tools/env/make_env.py tools/env/upstream.txt setup.py
-	$(PYTHON) tools/env/make_env.py .venv-upstream tools/env/upstream.txt --max-python 3.11
+.venv-upstream/.ready: $(wildcard tools/env/*.py) tools/env/upstream.txt setup.py
+	$(PYTHON) -m tools.env.make_env .venv-upstream tools/env/upstream.txt --max-python 3.11

@@ -1,6 +1,7 @@
 """The hooks that configs name: ``type='convnext_dense.CheckpointHook'`` and the others."""
 
 from .training.checkpoint_hook import CheckpointHook
-from .training.watching import CurvesHook, ExamplesHook
+from .training.curves_hook import CurvesHook
+from .training.examples_hook import ExamplesHook
 
 __all__ = ['CheckpointHook', 'CurvesHook', 'ExamplesHook']

@@ -1,13 +1,16 @@
-"""What the commands print and the pages hold: one console, one progress bar, one Markdown table."""
+"""What commands print and pages hold: a console, a progress bar, tables, paragraphs."""
 
 import contextlib
 import io
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
+from rich.table import Column, Table
 
 WIDTH = 140  # characters of a line where the output goes into a file
 Item = TypeVar('Item')
@@ -22,11 +25,41 @@ def progress(items: Iterable[Item], title: str, total: int | None = None) -> Ite
     return track(items, title, total, transient=True, disable=not sys.stdout.isatty())
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence], align: str = '---') -> str:
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str | None = None,
+    justify: Literal['left', 'right'] = 'right',
+    alarm: str | None = None,
+) -> Table:
+    """For a console.
+
+    Args:
+        justify: of all columns but the first: ``'right'`` for figures.
+        alarm: rows with this cell are red.
+    """
+    columns = [Column(name, justify=justify) for name in header[1:]]
+    result = Table(header[0], *columns, title=title)
+    for row in rows:
+        cells = [escape(str(cell)) for cell in row]
+        result.add_row(*cells, style='red' if alarm in cells else None)
+    return result
+
+
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], align: str = '---'
+) -> str:
     """``align`` is of all columns but the first: ``---:`` for figures."""
     lines = [header, ['---', *[align] * (len(header) - 1)], *rows]
     return '\n'.join(
         f'| {" | ".join(str(cell).replace("|", "/") for cell in line)} |' for line in lines
+    )
+
+
+def paragraph(text: str) -> str:
+    """``text`` in lines of at most 100 characters."""
+    return textwrap.fill(
+        ' '.join(text.split()), 100, break_long_words=False, break_on_hyphens=False
     )
 
 

@@ -1,9 +1,8 @@
-"""Shared fixtures: generated data, real data where it is there, and runs of our tools as a user starts them."""
+"""Shared fixtures: generated data, real data where they are there, and runs of our tools."""
 
 import importlib.util
 import os
 import runpy
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,8 +14,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # the cores have a test process e
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from runs import ROOT, run, start
 
-ROOT = Path(__file__).resolve().parents[1]
+__all__ = ['ROOT', 'run', 'start']  # for the tests, which import from here
 
 
 def _half_convolution():
@@ -27,14 +27,18 @@ def _half_convolution():
     return True
 
 
+def _has_module(name):
+    return importlib.util.find_spec(name) is not None
+
+
 CAPABILITIES = {  # what torch 2.1 cannot do, or what is not installed beside it
     'half convolution on the CPU': _half_convolution(),
     'export with dynamic sizes': hasattr(torch, 'export') and hasattr(torch.export, 'Dim'),
-    'ONNX export': importlib.util.find_spec('onnxscript') is not None,
-    'DINOv3 in transformers': importlib.util.find_spec('transformers.models.dinov3_convnext')
-    is not None,
+    'ONNX export': _has_module('onnxscript'),
+    'DINOv3 in transformers': _has_module('transformers.models.dinov3_convnext'),
 }
-# All that may be skipped, and for want of what. Any other skip, or one of these that is not skipped, fails the run.
+# Capability -> the tests that are skipped without it. Any other skip fails the run, and so does
+# one of these tests that is run without its capability.
 SKIPS = {
     'half convolution on the CPU': {
         'test_half_precision_on_the_cpu',
@@ -53,22 +57,30 @@ def needs(capability):
     return pytest.mark.skipif(not CAPABILITIES[capability], reason=f'needs {capability}')
 
 
+def _wrong_skips(reporter):
+    """Tests that were skipped or run against ``SKIPS``."""
+
+    def names(*outcomes):
+        reports = [report for outcome in outcomes for report in reporter.stats.get(outcome, [])]
+        reports = [report for report in reports if REAL_DATA not in str(report.longrepr)]
+        return {report.nodeid.rpartition('::')[2].partition('[')[0] for report in reports}
+
+    lacking = [capability for capability, is_there in CAPABILITIES.items() if not is_there]
+    allowed = set().union(*(SKIPS[capability] for capability in lacking))
+    return sorted((names('skipped') - allowed) | (allowed & names('passed', 'failed')))
+
+
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin('terminalreporter')
+    if reporter and _wrong_skips(reporter):  # the processes of pytest-xdist have no reporter
+        session.exitstatus = 1
+
+
 def pytest_terminal_summary(terminalreporter):
-    reporter = terminalreporter
-    name = lambda report: report.nodeid.rpartition('::')[2].partition('[')[0]  # noqa: E731
-    skipped = {
-        name(report)
-        for report in reporter.stats.get('skipped', [])
-        if REAL_DATA not in str(report.longrepr)
-    }
-    ran = {name(report) for key in ('passed', 'failed') for report in reporter.stats.get(key, [])}
-    allowed = set().union(*(tests for want, tests in SKIPS.items() if not CAPABILITIES[want]))
-    wrong = (skipped - allowed) | (allowed & ran)
-    if wrong:
-        reporter.write_line(
-            f'skips differ from the list in tests/conftest.py: {sorted(wrong)}', red=True
-        )
-        reporter._session.exitstatus = 1
+    names = _wrong_skips(terminalreporter)
+    if names:
+        message = f'skips differ from the list in tests/conftest.py: {names}'
+        terminalreporter.write_line(message, red=True)
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +91,10 @@ def _seed():
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory):
     """Folder with a few generated scenes in COCO (``coco``) and ADE20K (``ade``) layout."""
-    from convnext_dense.demo import scenes as generator
+    from convnext_dense.demo.scenes import write
 
     folder = tmp_path_factory.mktemp('scenes') / 'data'
-    generator.write(folder, dict(train=16, val=4, test=4))
+    write(folder, dict(train=16, val=4, test=4))
     return folder
 
 
@@ -112,7 +124,8 @@ def photo(real_data_root, scenes):
 
 
 def randomise(net):
-    """Every parameter at random: with layer scale at 1e-6 or GRN at 0 the blocks would add little and any bug pass."""
+    """Every parameter at random: as initialised, layer scale (1e-6) and GRN (0) would leave next to
+    nothing of the blocks, and errors in them would not show."""
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if 'grn' in name or name.endswith('bias'):
@@ -124,29 +137,9 @@ def randomise(net):
     return net.eval()
 
 
-def start(*command, cwd=ROOT, **kwargs):
-    """Start a Python script of the clone; its output comes as text."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        **kwargs,
-    )
-
-
-def run(*command, ok=True, cwd=ROOT, **kwargs):
-    """Run a Python script of the clone to its end. Returns its output."""
-    process = start(*command, cwd=cwd, **kwargs)
-    output = process.communicate()[0]
-    assert (process.returncode == 0) == ok, output[-4000:]
-    return output
-
-
 def two_processes(work, folder):
-    """``work(rank)`` in two processes of one gloo group, one thread each. Raises what they raise."""
+    """``work(rank)`` in two processes of one gloo group, one thread each. Raises what they
+    raise."""
     processes = mp.spawn(_in_group, (work, str(folder)), nprocs=2, join=False)
     deadline = time.monotonic() + 300
     while not processes.join(timeout=5):
@@ -166,8 +159,8 @@ def _in_group(rank, work, folder):
 
 @pytest.fixture
 def exits(capsys, monkeypatch):
-    """``exits(script, *arguments)`` runs a script that is to stop before it does any work, here, where everything is
-    imported already. Returns all that the user would see."""
+    """``exits(script, *arguments)`` runs a script in this process, to its ``sys.exit``. Returns all
+    that the user would see. For scripts that stop before they do much."""
 
     def run_here(script, *arguments):
         monkeypatch.setattr(sys, 'argv', [str(script), *map(str, arguments)])
@@ -181,19 +174,16 @@ def exits(capsys, monkeypatch):
 
 
 def demo_options(task, scenes, **more):
-    """Options that point a demo config at generated scenes, load in the main process, log each iteration and draw nothing."""
+    """Options that point a demo config at generated scenes, load them in the main process, log each
+    iteration and draw nothing. A value of None leaves an option out."""
     options = {f'{split}_dataloader.num_workers': 0 for split in ('train', 'val', 'test')}
     options |= {
         'train_dataloader.persistent_workers': False,
         'default_hooks.logger.interval': 1,
         'custom_hooks': '[]',
     } | more
-    return [
-        '--data-root',
-        scenes / task,
-        '--cfg-options',
-        *(f'{key}={value}' for key, value in options.items() if value is not None),
-    ]
+    texts = [f'{key}={value}' for key, value in options.items() if value is not None]
+    return ['--data-root', scenes / task, '--cfg-options', *texts]
 
 
 DEMO = dict(

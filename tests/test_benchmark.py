@@ -2,66 +2,78 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
-from conftest import DEMO, run
-from convnext_dense import ConfigError
-from convnext_dense.evaluation import peers
+from conftest import DEMO
+from convnext_dense import ConfigError, fast_path
+from convnext_dense.commands.benchmark import main
+from convnext_dense.evaluation import backbones, peers
 from convnext_dense.evaluation.processes import Process
-from convnext_dense.evaluation.timing import figures, interleaved, peak_memory
-
-OURS = dict(inference=peers.OURS, training=peers.OURS_IN_TRAINING)
+from convnext_dense.evaluation.timing import Measurement, figures, interleaved, peak_memory
 
 
-@pytest.mark.parametrize('kind', OURS)
-def test_backbones_side_by_side(kind, tmp_path):
-    output = run(
-        'tools/benchmark.py',
-        '--arch',
-        'atto',
-        '--size',
-        '1x96x128',
-        '--runs',
-        2,
-        '--threads',
-        1,
-        '--out',
-        tmp_path,
-        *['--train'] * (kind == 'training'),
-    )
-    report = json.loads((tmp_path / 'benchmark.json').read_text())
-    page, result = (tmp_path / 'benchmark.md').read_text(), report['results'][0]
-    assert set(result['rows']) > {*OURS[kind], 'timm', 'transformers'}
-    assert report['machine']['threads'] == 1
+@pytest.fixture
+def measure(tmp_path, capsys):
+    """``measure(*arguments)`` runs the command with one thread. Returns what it wrote and printed:
+    benchmark.json, benchmark.md, the output.
+    """
+
+    def run_here(*arguments):
+        main([*arguments, '--threads', '1', '--out', str(tmp_path)])
+        assert Image.open(tmp_path / 'benchmark.png').width > 800
+        report = json.loads((tmp_path / 'benchmark.json').read_text())
+        return report, (tmp_path / 'benchmark.md').read_text(), capsys.readouterr().out
+
+    return run_here
+
+
+@pytest.fixture
+def quick_processes(monkeypatch):
+    """Processes that have what is imported here already."""
+    monkeypatch.setattr(backbones, 'Process', partial(Process, method='fork'))
+
+
+def check_rows(report, page, output, names):
+    (result,) = report['results']
+    assert set(result['rows']) >= names and report['machine']['threads'] == 1
     for name, row in result['rows'].items():
         assert len(row['seconds']) == 2 and row['memory'] > 1e5 and row['error'] < 1e-5
+        assert min(row['seconds']) <= row['median'] <= max(row['seconds'])
         assert f'| {name} |' in page and name in output
-    assert Image.open(tmp_path / 'benchmark.png').width > 800
-    if kind == 'inference':
-        assert result['parameters'] == 3373880 and 'matrix products' in output
 
 
-def test_whole_models(tmp_path):
-    output = run(
-        'tools/benchmark.py',
-        *DEMO.values(),
-        '--size',
-        '1x128x128',
-        '--runs',
-        1,
-        '--threads',
-        1,
-        '--out',
-        tmp_path,
-    )
-    results = json.loads((tmp_path / 'benchmark.json').read_text())['results']
-    assert [set(result['rows']) for result in results] == [
-        {'plain operators', 'convnext_dense', 'convnext_dense, fused'}
-    ] * 2
+def test_inference_of_backbones_side_by_side(measure, quick_processes):
+    report, page, output = measure('--arch', 'atto', '--size', '1x96x128', '--runs', '2')
+    check_rows(report, page, output, {*peers.OURS, 'timm', 'transformers'})
+    result = report['results'][0]
+    assert 'torchvision' not in result['rows']  # it has no atto
+    assert result['parameters'] == 3373880 and 'matrix products' in output
+    assert sum(result['shares'].values()) == pytest.approx(1) and result['efficiency'] > 0
+
+
+def test_training_of_backbones_side_by_side(measure, monkeypatch):
+    """In processes that import everything anew, as users have them; so with few peers."""
+    monkeypatch.setattr(backbones, 'PEERS', ['timm'])
+    command = '--arch', 'atto', '--size', '1x96x128', '--runs', '2', '--train'
+    report, page, output = measure(*command)
+    check_rows(report, page, output, {*peers.OURS_IN_TRAINING, 'timm'})
+
+
+def test_whole_models(measure, quick_processes):
+    report, _, output = measure(*DEMO.values(), '--size', '1x128x128', '--runs', '1')
+    names = {'plain operators', 'convnext_dense', 'convnext_dense, fused'}
+    assert [set(result['rows']) for result in report['results']] == [names] * 2
     assert 'mask-rcnn' in output
+
+
+def test_what_cannot_be_measured_is_told(capsys, tmp_path):
+    with pytest.raises(SystemExit, match='nothing was measured'):
+        main(['--size', '96x128', '--out', str(tmp_path)])
+    assert '--size 96x128: expected IMAGESxHEIGHTxWIDTH' in capsys.readouterr().out
 
 
 def test_other_networks_are_not_timed(monkeypatch):
@@ -82,42 +94,35 @@ def test_other_networks_are_not_timed(monkeypatch):
 
 def test_plain_operators_are_plain(monkeypatch):
     """The row of that name in the comparison of whole models."""
-    from convnext_dense import fast_path
-    from convnext_dense.evaluation import backbones as benchmark
-
-    scenario, calls = peers.Scenario(DEMO['ade'], '1x128x128'), []
-    block = fast_path._block
+    scenario, calls, cut = peers.Scenario(DEMO['ade'], '1x128x128'), [], fast_path.runs
     monkeypatch.setattr(fast_path, 'FEW_VALUES', 0)
-    monkeypatch.setattr(fast_path, '_block', lambda *args: calls.append(1) or block(*args))
+    monkeypatch.setattr(fast_path, 'runs', lambda x: calls.append(1) or cut(x))
     for name, is_plain in (('plain operators', True), ('convnext_dense', False)):
         calls.clear()
-        benchmark.whole_model(name, scenario, 'cpu').function()
+        backbones.whole_model(name, scenario, 'cpu').function()
         assert bool(calls) != is_plain
 
 
 def test_figures_are_relative_to_the_best_peer():
     rows = {
-        name: dict(seconds=[seconds] * 3, memory=memory)
-        for name, seconds, memory in (
-            ('convnext_dense', 1.0, 30),
-            ('timm', 2.0, 60),
-            ('torchvision', 4.0, 20),
-        )
+        'convnext_dense': Measurement([1.0] * 3, 30),
+        'timm': Measurement([2.0] * 3, 60),
+        'torchvision': Measurement([4.0] * 3, 20),
     }
-    assert figures(rows)['convnext_dense'] == (1.0, 0.0, 2.0, 30, 1.5)
+    assert figures(rows)['convnext_dense'] == (1.0, 0.0, 2.0, 30e-6, 1.5)
 
 
-def test_what_fails_in_a_process_is_told():
-    process = Process(int, 'no number')
+def test_errors_in_a_process_are_told():
+    process = Process(int, 'no number', method='fork')
     with pytest.raises(RuntimeError, match='ValueError.*no number'):
         process.ask('facts')
     process.end()
-    dies = Process(sys.exit)
+    dies = Process(sys.exit, method='fork')
     with pytest.raises(RuntimeError, match='has died'):
         dies.ask('facts')
 
 
-def test_peak_memory_counts_what_lives_at_once():
+def test_peak_memory_counts_live_tensors():
     def work():
         a = torch.ones(1000, 1000)
         b = a + 1  # 8 MB live
@@ -129,7 +134,6 @@ def test_peak_memory_counts_what_lives_at_once():
 
 def test_runs_take_turns():
     calls = []
-    seconds = interleaved(
-        {name: lambda name=name: calls.append(name) or len(calls) for name in 'ab'}, 3, 'turns'
-    )
-    assert calls == ['a', 'b'] * 4 and seconds == dict(a=[3, 5, 7], b=[4, 6, 8])
+    functions = {name: lambda name=name: calls.append(name) or len(calls) for name in 'ab'}
+    assert interleaved(functions, 3, 'turns') == dict(a=[3, 5, 7], b=[4, 6, 8])
+    assert calls == ['a', 'b'] * 4

@@ -6,63 +6,49 @@ import sys
 import pytest
 
 from conftest import ROOT
+from tools.env import build_mmcv, make_env, steps
 
-sys.path.insert(0, str(ROOT / 'tools' / 'env'))
-import make_env  # noqa: E402
+FOLDER = ROOT / 'tools' / 'env'
 
 
 @pytest.mark.parametrize('family', ['onedl', 'upstream'])
 def test_every_requirement_is_pinned(family):
-    pins = make_env.read_pins(ROOT / 'tools' / 'env' / f'{family}.txt')
+    pins = make_env.read_pins(FOLDER / f'{family}.txt')
     assert all(pin.count('==') == 1 for pin in pins.values())
     assert set(make_env.FIRST) <= set(pins)
     assert sum(name.endswith('mmcv') for name in pins) == 1
 
 
 def test_a_wheel_that_was_compiled_before_is_used(tmp_path):
-    log = make_env.Log(tmp_path / 'log')
-    torch, tag, device = log.run('look', [sys.executable, '-c', make_env.DESCRIBE]).split()[-3:]
+    log = steps.Log(tmp_path / 'log')
+    torch, tag, device = log.run('look', [sys.executable, '-c', build_mmcv.DESCRIBE]).split()[-3:]
     folder = tmp_path / 'mmcv' / f'mmcv-9.9-torch{torch}-{tag}-{device}'
     folder.mkdir(parents=True)
     (folder / 'mmcv.whl').touch()
-    assert make_env.build_mmcv('mmcv==9.9', sys.executable, tmp_path, log) == (
-        folder / 'mmcv.whl',
-        device,
-    )
+    wheel = build_mmcv.build_mmcv('mmcv==9.9', sys.executable, tmp_path, log)
+    assert wheel == (folder / 'mmcv.whl', device)
 
 
 def test_a_gpu_without_nvcc_is_refused_with_the_way_out(tmp_path, monkeypatch):
     stand_in = tmp_path / 'python'  # for the interpreter of a machine with a GPU
     stand_in.write_text('#!/bin/sh\necho 2.12.1 cp311 cu130-sm90\n')
     stand_in.chmod(0o755)
-    monkeypatch.setattr(make_env, 'has_nvcc', lambda: False)
+    monkeypatch.setattr(build_mmcv, 'has_nvcc', lambda: False)
     with pytest.raises(SystemExit, match='CPU=1'):
-        make_env.build_mmcv('mmcv==9.9', stand_in, tmp_path, make_env.Log(tmp_path / 'log'))
+        build_mmcv.build_mmcv('mmcv==9.9', stand_in, tmp_path, steps.Log(tmp_path / 'log'))
 
 
 def test_a_step_that_fails_shows_its_end(tmp_path, capsys):
+    log, code = tmp_path / 'log', 'print("the reason"); raise SystemExit(3)'
     with pytest.raises(SystemExit, match='failed: break'):
-        make_env.Log(tmp_path / 'log').run(
-            'break', [sys.executable, '-c', 'print("the reason"); raise SystemExit(3)']
-        )
-    assert (
-        'the reason' in capsys.readouterr().out and 'the reason' in (tmp_path / 'log').read_text()
-    )
+        steps.Log(log).run('break', [sys.executable, '-c', code])
+    assert 'the reason' in capsys.readouterr().out and 'the reason' in log.read_text()
 
 
 def test_a_python_that_the_family_cannot_use_is_refused(tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable,
-            ROOT / 'tools/env/make_env.py',
-            tmp_path / 'venv',
-            ROOT / 'tools/env/onedl.txt',
-            '--max-python',
-            '3.9',
-        ],
-        capture_output=True,
-        text=True,
-    )
+    module = [sys.executable, '-m', 'tools.env.make_env']
+    command = [*module, tmp_path / 'venv', FOLDER / 'onedl.txt', '--max-python', '3.9']
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode and 'PYTHON=' in result.stderr
     assert not (tmp_path / 'venv').exists()
 

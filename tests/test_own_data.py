@@ -14,30 +14,40 @@ FILES = dict(re.findall(r'```python (\S+)\n(.*?)```', PAGE, re.DOTALL))
 COMMANDS = [
     shlex.split(line)
     for block in re.findall(r'```bash\n(.*?)```', PAGE, re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace('\\\n', '').splitlines()
 ]
-# What makes a run of it short: one block a stage, two steps, small images, weights at random.
+# Makes a run short: one block a stage, two steps, few boxes, small images, weights at random.
 SHORT = """
 _base_ = '{name}'
-model = dict(backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), dims=(96, 192, 384, 768)), init_cfg=None))
-train_dataloader = dict(num_workers=0, persistent_workers=False, batch_size=2, dataset=dict(indices=4))
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=2))
+arch = dict(_delete_=True, depths=(1, 1, 1, 1), dims=(96, 192, 384, 768))
+model = dict(backbone=dict(arch=arch, init_cfg=None))
+workers = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size=2, dataset=dict(indices=4), **workers)
+val_dataloader = dict(dataset=dict(indices=2), **workers)
 test_dataloader = val_dataloader
 """
 DETECTOR = """
 train_cfg = dict(max_epochs=1)
-train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-                  dict(type='Resize', scale=(160, 160), keep_ratio=True), dict(type='PackDetInputs')]
-test_pipeline = [train_pipeline[0], train_pipeline[2], train_pipeline[1], dict(
-    type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+load = dict(type='LoadImageFromFile')
+annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+resize = dict(type='Resize', scale=(160, 160), keep_ratio=True)
+keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+train_pipeline = [load, annotations, resize, dict(type='PackDetInputs')]
+test_pipeline = [load, resize, annotations, dict(type='PackDetInputs', meta_keys=keys)]
 train_dataloader['dataset']['pipeline'] = train_pipeline
 val_dataloader['dataset']['pipeline'] = test_pipeline
+model['train_cfg'] = dict(rpn_proposal=dict(max_per_img=50), rcnn=dict(sampler=dict(num=16)))
 model['test_cfg'] = dict(rpn=dict(max_per_img=50), rcnn=dict(score_thr=0., max_per_img=5))
 """
 SEGMENTOR = """
 train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=2))
 model['decode_head'] = dict(channels=32)
+model['data_preprocessor'] = dict(size=(128, 128))
+for step in _base_.train_pipeline:
+    if step['type'] == 'RandomCrop':
+        step['crop_size'] = (128, 128)
+train_dataloader['dataset']['pipeline'] = _base_.train_pipeline
 """
 
 
@@ -52,15 +62,14 @@ def folder(tmp_path):
 
 
 def follow(folder, name, more, last):
-    """The page's train and test commands, on the short run."""
+    """Run the page's train and test commands on a short config that inherits ``name``."""
     (folder / 'short.py').write_text(SHORT.format(name=name) + more)
     commands = [command for command in COMMANDS if name in command]
     assert len(commands) == 2
     for command in commands:
-        arguments = [
-            'short.py' if a == name else f'work_dirs/short/{last}.pth' if a.endswith('.pth') else a
-            for a in command[1:]
-        ]
+        checkpoint = f'work_dirs/short/{last}.pth'
+        arguments = [checkpoint if text.endswith('.pth') else text for text in command[1:]]
+        arguments[arguments.index(name)] = 'short.py'
         output = run(*arguments, cwd=folder)
     assert list((folder / 'shown').rglob('*.png')) or list((folder / 'shown').rglob('*.jpg'))
     return output
@@ -68,23 +77,19 @@ def follow(folder, name, more, last):
 
 def test_own_coco_data(real_data, folder):
     (folder / 'data/mine').symlink_to(real_data('coco_tiny'))
-    names = {
-        c['name']
-        for c in json.loads(
-            (folder / 'data/mine/annotations/instances_train2017.json').read_text()
-        )['categories']
-    }
-    assert {'person', 'car', 'dog'} <= names
+    truth = json.loads((folder / 'data/mine/annotations/instances_train2017.json').read_text())
+    assert {'person', 'car', 'dog'} <= {category['name'] for category in truth['categories']}
     assert 'segm_mAP' in follow(folder, 'my_detector.py', DETECTOR, 'epoch_1')
 
 
 def test_own_label_maps(real_data, folder):
     source = real_data('camvid')
     for split in ('train', 'val'):
-        for kind, own in (('images', 'images'), ('annotations', 'labels')):
-            (folder / 'data/street' / own / split).mkdir(parents=True)
+        for kind, name in (('images', 'images'), ('annotations', 'labels')):
+            target = folder / 'data/street' / name / split
+            target.mkdir(parents=True)
             for path in sorted((source / kind / split).iterdir())[:4]:
-                shutil.copy(path, folder / 'data/street' / own / split)
+                shutil.copy(path, target)
     run('rewrite.py', cwd=folder)
     output = follow(folder, 'my_segmentor.py', SEGMENTOR, 'iter_2')
     assert 'bicyclist' in output and 'mIoU' in output, output[-3000:]

@@ -1,23 +1,30 @@
-"""tools/train.py and tools/test.py as a user runs them, on generated scenes; what is missing or wrong is said."""
+"""tools/train.py and tools/test.py as a user runs them, on generated scenes.
+
+What is missing or wrong ends in a message.
+"""
 
 import json
 import os
 import random
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.model import PretrainedInit
 from PIL import Image
 
 import convnext_dense
 from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
+from convnext_dense.hooks import CurvesHook
 from convnext_dense.training.checkpoint_hook import get_random_states, set_random_states
-from convnext_dense.training.watching import CurvesHook
 from convnext_dense.weights.comparing import check_names
+from convnext_dense.weights.pretrained import without_pretrained
 
 SHORT = {
     'train_cfg.max_iters': 2,
@@ -25,30 +32,45 @@ SHORT = {
     'default_hooks.checkpoint.interval': 2,
 }
 METRIC = dict(coco='coco/segm_mAP', ade='mIoU')
+OTHER = dict(coco='ade', ade='coco')
+
+
+class Trained(NamedTuple):
+    task: str
+    folder: Path  # its work directory
+    output: str
 
 
 @pytest.fixture(scope='module', params=['coco', 'ade'])
 def trained(request, scenes, tmp_path_factory):
-    """(task, work directory) after two iterations."""
-    folder = tmp_path_factory.mktemp(request.param)
-    run(
-        'tools/train.py',
-        DEMO[request.param],
-        '--work-dir',
-        folder,
-        *demo_options(request.param, scenes, custom_hooks=None, **SHORT),
-    )
-    return request.param, folder
+    """Two iterations, in an interpreter of their own, asked for mixed precision without a GPU."""
+    task, folder = request.param, tmp_path_factory.mktemp(request.param)
+    options = demo_options(task, scenes, custom_hooks=None, **SHORT)
+    command = ['tools/train.py', DEMO[task], '--work-dir', folder, '--amp', *options]
+    env = {**os.environ, 'CUDA_VISIBLE_DEVICES': ''}
+    return Trained(task, folder, run(*command, env=env))
+
+
+def load(path):
+    return torch.load(path, map_location='cpu', weights_only=False)
+
+
+def metrics_in(folder):
+    return json.loads(next(folder.glob('*/*.json')).read_text())
+
+
+def test_mixed_precision_without_accelerator_is_fp32(trained):
+    assert 'No GPU here: automatic mixed precision is off' in trained.output
+    tensors = load(trained.folder / 'iter_2.pth')['state_dict'].values()
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
 
 
 def test_curves_and_examples_are_drawn(trained):
-    task, folder = trained
-    assert Image.open(folder / 'curves.png').size == (1500, 560)
-    examples = np.array(Image.open(folder / 'examples' / 'iter_2.png'))
-    assert (
-        examples.shape[1] == 384 and examples.shape[0] >= 4 * 200
-    )  # four scenes of 192 x 192, the truth beside the prediction
-    images = list(folder.glob('*/vis_data/vis_image/examples_2.png'))
+    assert Image.open(trained.folder / 'curves.png').size == (1500, 560)
+    examples = np.array(Image.open(trained.folder / 'examples' / 'iter_2.png'))
+    # four scenes of 192 x 192 and a margin below each, the truth beside the prediction
+    assert examples.shape[1] == 2 * 192 and examples.shape[0] >= 4 * 200
+    images = list(trained.folder.glob('*/vis_data/vis_image/examples_2.png'))
     assert len(images) == 1 and (np.array(Image.open(images[0])) == examples).all()
 
 
@@ -68,61 +90,38 @@ def test_pictures_that_fail_do_not_end_the_training(tmp_path):
 
 
 def test_test_reports_and_draws(trained, scenes):
-    task, folder = trained
-    run(
-        'tools/test.py',
-        DEMO[task],
-        folder / 'iter_2.pth',
-        '--work-dir',
-        folder / 'test',
-        '--show-dir',
-        folder / 'pictures',
-        *demo_options(task, scenes),
-    )
-    metrics = json.loads(next((folder / 'test').glob('*/*.json')).read_text())
-    assert METRIC[task] in metrics
+    task, folder, _ = trained
+    command = ['tools/test.py', DEMO[task], folder / 'iter_2.pth', '--work-dir', folder / 'test']
+    options = demo_options(task, scenes)
+    run(*command, '--show-dir', folder / 'pictures', *options, cold=task == 'coco')
+    assert METRIC[task] in metrics_in(folder / 'test')
     assert len(list((folder / 'pictures').rglob('*.png'))) == 4
 
 
-def test_tta_for_segmentation_and_a_clear_word_for_masks(trained, scenes):
-    task, folder = trained
-    command = [
-        'tools/test.py',
-        DEMO[task],
-        folder / 'iter_2.pth',
-        '--work-dir',
-        folder / 'tta',
-        '--tta',
-        *demo_options(task, scenes),
-    ]
+def test_tta_is_for_segmentation_and_refused_for_masks(trained, scenes):
+    task, folder, _ = trained
+    command = ['tools/test.py', DEMO[task], folder / 'iter_2.pth', '--work-dir', folder / 'tta']
+    output = run(*command, '--tta', *demo_options(task, scenes), ok=task == 'ade')
     if task == 'coco':
-        assert 'cannot merge masks' in run(*command, ok=False)
+        assert 'cannot merge masks' in output
     else:
-        run(*command)
-        assert 'mIoU' in json.loads(next((folder / 'tta').glob('*/*.json')).read_text())
+        assert 'mIoU' in metrics_in(folder / 'tta')
 
 
 def test_load_from_another_model_raises(trained, scenes):
-    task, folder = trained
-    other = dict(coco='ade', ade='coco')[task]
-    output = run(
-        'tools/train.py',
-        DEMO[other],
-        '--work-dir',
-        folder / 'other',
-        *demo_options(other, scenes, load_from=folder / 'iter_2.pth', **SHORT),
-        ok=False,
-    )
+    task, folder, _ = trained
+    other = OTHER[task]
+    options = demo_options(other, scenes, load_from=folder / 'iter_2.pth', **SHORT)
+    command = ['tools/train.py', DEMO[other], '--work-dir', folder / 'other', *options]
+    output = run(*command, ok=False)
     assert 'the checkpoint is not of this model' in output and 'missing' in output
 
 
 def test_frameworks_own_train_script_runs_our_config(trained, scenes):
-    task, folder = trained
+    task, folder, _ = trained
     module = dict(coco='mmdet', ade='mmseg')[task]
     script = os.path.join(os.path.dirname(__import__(module).__file__), '.mim', 'tools', 'train.py')
-    _, root, *options = demo_options(
-        task, scenes, **SHORT
-    )  # the frameworks' scripts have no --data-root
+    _, root, *options = demo_options(task, scenes, **SHORT)  # these scripts have no --data-root
     options += [
         f'{split}_dataloader.dataset.data_root={root}/' for split in ('train', 'val', 'test')
     ]
@@ -136,47 +135,37 @@ def test_frameworks_own_train_script_runs_our_config(trained, scenes):
 
 
 def test_resume_goes_on_and_needs_no_pretrained_weights(trained, scenes):
-    task, folder = trained
-    options = demo_options(
-        task,
-        scenes,
-        **{
-            **SHORT,
-            'train_cfg.max_iters': 4,
-            'randomness.seed': 5,
-            'model.backbone.init_cfg.type': 'Pretrained',
-            'model.backbone.init_cfg.checkpoint': 'http://127.0.0.1:9/absent.pth',
-        },
-    )
-    assert 'could not fetch' in run(
-        'tools/train.py', DEMO[task], '--work-dir', folder / 'fresh', *options, ok=False
-    )
-    run('tools/train.py', DEMO[task], '--work-dir', folder, '--resume', *options)
-    states = [
-        torch.load(folder / f'iter_{n}.pth', map_location='cpu', weights_only=False) for n in (2, 4)
-    ]
-    assert [s['meta']['iter'] for s in states] == [2, 4]
-    steps = [next(iter(s['optimizer']['state'].values()))['step'].item() for s in states]
+    task, folder, _ = trained
+    changes = {
+        'train_cfg.max_iters': 4,
+        'randomness.seed': 5,
+        'model.backbone.init_cfg.type': 'Pretrained',
+        'model.backbone.init_cfg.checkpoint': 'http://127.0.0.1:9/absent.pth',
+    }
+    command = ['tools/train.py', DEMO[task], *demo_options(task, scenes, **SHORT | changes)]
+    assert 'could not fetch' in run(*command, '--work-dir', folder / 'fresh', ok=False)
+    run(*command, '--work-dir', folder, '--resume')
+    states = [load(folder / f'iter_{n}.pth') for n in (2, 4)]
+    assert [state['meta']['iter'] for state in states] == [2, 4]
+    steps = [next(iter(state['optimizer']['state'].values()))['step'].item() for state in states]
     assert steps == [2, 4]
     assert states[1]['param_schedulers'][0]['last_step'] == 4
-    assert [s['random_states']['sampler_seed'] for s in states] == [
-        0,
-        0,
-    ]  # although this run's seed is another
+    # although this run's seed is another
+    assert [state['random_states']['sampler_seed'] for state in states] == [0, 0]
 
 
-def test_amp_recipe_without_accelerator_trains_in_fp32(scenes, tmp_path):
-    options = demo_options('ade', scenes, **SHORT)
-    output = run(
-        'tools/train.py',
-        DEMO['ade'],
-        '--work-dir',
-        tmp_path,
-        '--amp',
-        *options,
-        env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''},
+def test_pretrained_weights_are_left_out_at_every_depth_and_a_teacher_may_be_kept():
+    fetched, normal = dict(type='Pretrained', checkpoint='x'), dict(type='Normal', std=0.01)
+    model = dict(
+        backbone=dict(depth=50, init_cfg=fetched, pretrained='y'),
+        heads=[dict(init_cfg=[normal, dict(type=PretrainedInit, checkpoint='z')]), 3],
+        init_cfg=normal,
+        teacher_ckpt='t.pth',
     )
-    assert 'No GPU here: automatic mixed precision is off' in output
+    rest = dict(backbone=dict(depth=50), heads=[dict(init_cfg=[normal]), 3], init_cfg=normal)
+    assert without_pretrained(model) == rest
+    assert without_pretrained(model, keep_teacher=True) == dict(rest, teacher_ckpt='t.pth')
+    assert model['backbone']['init_cfg'] is fetched  # it was a copy that changed
 
 
 @pytest.mark.parametrize(
@@ -187,15 +176,8 @@ def test_amp_recipe_without_accelerator_trains_in_fp32(scenes, tmp_path):
     ],
 )
 def test_wrong_recipes_end_in_a_message_not_a_traceback(option, message, scenes, tmp_path):
-    output = run(
-        'tools/train.py',
-        DEMO['ade'],
-        '--work-dir',
-        tmp_path,
-        *demo_options('ade', scenes, **SHORT),
-        option,
-        ok=False,
-    )
+    command = ['tools/train.py', DEMO['ade'], '--work-dir', tmp_path]
+    output = run(*command, *demo_options('ade', scenes, **SHORT), option, ok=False)
     assert message in output and 'Traceback' not in output
 
 
@@ -210,7 +192,7 @@ def test_wrong_recipes_end_in_a_message_not_a_traceback(option, message, scenes,
         (('tools/train.py', DEMO['ade'], '--resume', 'absent.pth'), 'no checkpoint at absent.pth'),
     ],
 )
-def test_what_is_missing_is_said_on_one_screen(
+def test_missing_files_are_named_on_one_screen(
     command, message, scenes, tmp_path, exits, monkeypatch
 ):
     monkeypatch.chdir(ROOT)
@@ -221,12 +203,10 @@ def test_what_is_missing_is_said_on_one_screen(
 
 
 def test_missing_annotation_file_is_named(scenes, exits):
-    options = demo_options(
-        'coco', scenes, **{'train_dataloader.dataset.ann_file': 'annotations/absent.json'}
-    )
-    assert 'annotations/absent.json' in exits(
-        ROOT / 'tools/train.py', ROOT / DEMO['coco'], *options
-    )
+    option = {'train_dataloader.dataset.ann_file': 'annotations/absent.json'}
+    options = demo_options('coco', scenes, **option)
+    output = exits(ROOT / 'tools/train.py', ROOT / DEMO['coco'], *options)
+    assert 'annotations/absent.json' in output
 
 
 def test_data_root_that_cannot_be_moved_is_refused(scenes, exits):
@@ -238,12 +218,11 @@ def test_data_root_that_cannot_be_moved_is_refused(scenes, exits):
     assert 'does not read from one data_root' in exits(ROOT / 'tools/train.py', config, *options)
 
 
-# No random augmentation, drop path or dropout; batches of two; Mask R-CNN by epochs, checkpoints at their ends.
+# No random augmentation, drop path or dropout; Mask R-CNN by epochs, with checkpoints at their
+# ends; one image is evaluated.
 EXACT = dict(
     coco={
-        'train_dataloader.batch_size': 2,
         'train_dataloader.dataset.indices': 8,
-        'train_dataloader.dataset.pipeline.2.prob': '[0.0,0.0]',
         'train_dataloader.sampler.type': 'DefaultSampler',
         'train_cfg.type': 'EpochBasedTrainLoop',
         'train_cfg._delete_': True,
@@ -253,54 +232,58 @@ EXACT = dict(
         'default_hooks.checkpoint.interval': 1,
     },
     ade={
-        'train_dataloader.batch_size': 2,
-        'train_dataloader.dataset.pipeline.2.prob': '[0.0,0.0]',
         'model.decode_head.dropout_ratio': 0.0,
         'model.auxiliary_head.dropout_ratio': 0.0,
-        'train_cfg.max_iters': 18,
-        'train_cfg.val_interval': 6,
-        'default_hooks.checkpoint.interval': 6,
+        'train_cfg.max_iters': 12,
+        'train_cfg.val_interval': 4,
+        'default_hooks.checkpoint.interval': 4,
     },
 )
-FIRST = dict(coco='epoch_1.pth', ade='iter_6.pth')
-LAST = dict(coco='epoch_3.pth', ade='iter_18.pth')
+FIRST = dict(coco='epoch_1.pth', ade='iter_4.pth')
+LAST = dict(coco='epoch_3.pth', ade='iter_12.pth')
 
 
 def losses(folder):
     """Iteration -> loss, the last run's values counting."""
-    found = {}
+    values = {}
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found |= {row['step']: row['loss'] for row in rows if 'loss' in row}
-    return found
+        values |= {row['step']: row['loss'] for row in rows if 'loss' in row}
+    return values
+
+
+def stop(process, checkpoint, how):
+    """Send a signal to a training in the midst of the iterations after its first checkpoint."""
+    while not checkpoint.exists():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.killpg(process.pid, how)
+    process.communicate(timeout=60)
+    assert process.returncode
 
 
 @pytest.mark.parametrize('task', ['coco', 'ade'])
 def test_killed_and_resumed_equals_uninterrupted(task, scenes, tmp_path):
-    command = ['tools/train.py', DEMO[task], *demo_options(task, scenes, **EXACT[task])]
-    run(*command, '--work-dir', tmp_path / 'whole')
+    same = {
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.dataset.pipeline.2.prob': '[0.0,0.0]',
+        'val_dataloader.dataset.indices': 1,
+    }
+    command = ['tools/train.py', DEMO[task], *demo_options(task, scenes, **same | EXACT[task])]
+    folders = tmp_path / 'whole', tmp_path / 'killed'
+    run(*command, '--work-dir', folders[0])
+    process = start(*command, '--work-dir', folders[1])
+    stop(process, folders[1] / FIRST[task], signal.SIGKILL)
+    assert not (folders[1] / LAST[task]).exists()
+    run(*command, '--work-dir', folders[1], '--resume')
 
-    process = start(*command, '--work-dir', tmp_path / 'killed')
-    while not (tmp_path / 'killed' / FIRST[task]).exists():
-        assert process.poll() is None, process.stdout.read()[-3000:]
-        time.sleep(0.05)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / 'killed' / LAST[task]).exists()
-    run(*command, '--work-dir', tmp_path / 'killed', '--resume')
-
-    whole, killed = losses(tmp_path / 'whole'), losses(tmp_path / 'killed')
-    assert whole.keys() == killed.keys() and len(whole) == (12 if task == 'coco' else 18)
-    assert abs(whole[max(whole)] - killed[max(killed)]) < 1e-5
-    a, b = (
-        torch.load(tmp_path / run_ / LAST[task], map_location='cpu', weights_only=False)
-        for run_ in ('whole', 'killed')
-    )
-    assert all(
-        torch.allclose(a['state_dict'][name].double(), b['state_dict'][name].double(), atol=1e-5)
-        for name in a['state_dict']
-    )
+    whole, killed = map(losses, folders)
+    assert whole.keys() == killed.keys() and len(whole) == 12
+    assert abs(whole[12] - killed[12]) < 1e-5
+    a, b = (load(folder / LAST[task]) for folder in folders)
+    for name, tensor in a['state_dict'].items():
+        assert torch.allclose(tensor.double(), b['state_dict'][name].double(), atol=1e-5), name
     assert a['param_schedulers'] == b['param_schedulers']
 
 
@@ -343,12 +326,11 @@ def test_checkpoint_names_are_checked_but_fine_tuning_may_change_classes():
             check_names(wrong, state, heads_may_differ)
 
 
-# MMEngine's launcher selects a GPU even for gloo; it leaves a process group alone that is there already.
+# MMEngine's launcher selects a GPU even for gloo; it uses a process group that is there already.
 GLOO = """
 import runpy, sys, torch.distributed
 torch.distributed.init_process_group('gloo')
 sys.argv = sys.argv[1:]
-sys.path.insert(0, 'tools')
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
@@ -356,60 +338,30 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 @pytest.mark.slow
 def test_two_processes_train_and_resume(scenes, tmp_path):
     (tmp_path / 'gloo.py').write_text(GLOO)
-    launch = [
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc_per_node',
-        '2',
-        tmp_path / 'gloo.py',
-        'tools/train.py',
-        DEMO['coco'],
-        '--launcher',
-        'pytorch',
-        '--work-dir',
-        tmp_path,
-    ]
-    options = {
-        **SHORT,
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    launch += [tmp_path / 'gloo.py', 'tools/train.py', DEMO['coco'], '--launcher', 'pytorch']
+    launch += ['--work-dir', tmp_path]
+    options = SHORT | {
         'model_wrapper_cfg.type': 'MMDistributedDataParallel',
         'model_wrapper_cfg.device_ids': 'None',
     }
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     run(*launch, *demo_options('coco', scenes, **options), env=env)
-    run(
-        *launch,
-        '--resume',
-        *demo_options('coco', scenes, **{**options, 'train_cfg.max_iters': 4}),
-        env=env,
-    )
-    first, last = (
-        torch.load(tmp_path / f'iter_{n}.pth', map_location='cpu', weights_only=False)
-        for n in (2, 4)
-    )
+    options['train_cfg.max_iters'] = 4
+    run(*launch, '--resume', *demo_options('coco', scenes, **options), env=env)
+    first, last = (load(tmp_path / f'iter_{n}.pth') for n in (2, 4))
     states = first['random_states']['ranks']
     assert len(states) == 2 and (states[0]['torch'] != states[1]['torch']).any()
-    assert (
-        last['meta']['iter'] == 4 and next(iter(last['optimizer']['state'].values()))['step'] == 4
-    )
+    assert last['meta']['iter'] == 4
+    assert next(iter(last['optimizer']['state'].values()))['step'] == 4
 
 
 def test_ctrl_c_stops_training_and_leaves_the_checkpoint(scenes, tmp_path):
-    options = demo_options(
-        'ade', scenes, **{'default_hooks.checkpoint.interval': 2, 'train_cfg.val_interval': 500}
-    )
+    changes = {'default_hooks.checkpoint.interval': 2, 'train_cfg.val_interval': 500}
+    options = demo_options('ade', scenes, **changes)
     process = start('tools/train.py', DEMO['ade'], '--work-dir', tmp_path, *options)
-    while not (tmp_path / 'iter_2.pth').exists():
-        assert process.poll() is None, process.stdout.read()[-3000:]
-        time.sleep(0.05)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert (
-        torch.load(tmp_path / 'iter_2.pth', map_location='cpu', weights_only=False)['meta']['iter']
-        == 2
-    )
+    stop(process, tmp_path / 'iter_2.pth', signal.SIGINT)
+    assert load(tmp_path / 'iter_2.pth')['meta']['iter'] == 2
 
 
 def test_help_names_every_option(exits):

@@ -11,7 +11,7 @@ NAMES = sorted(
 )
 
 
-def main():
+def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         sys.exit(f'{__doc__.splitlines()[0]}\nNAME is one of {", ".join(NAMES)}')
     name = sys.argv.pop(1)

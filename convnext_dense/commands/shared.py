@@ -1,4 +1,4 @@
-"""What all commands share: how arguments are parsed, and messages in place of tracebacks."""
+"""What commands share: how arguments are parsed, and messages in place of tracebacks."""
 
 import argparse
 import contextlib
@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator
 
 import torch
+from mmengine.config import DictAction
 
 from ..errors import ConfigError, WeightsError
 
 
-def make_parser(doc: str) -> argparse.ArgumentParser:
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose help begins with the docstring of the command's module."""
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -26,9 +27,23 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of train and test."""
+    work_dir = 'folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)'
+    data_root = 'folder of the data, in place of the one that the config names'
+    options = 'override the config, for instance train_dataloader.batch_size=4'
+    parser.add_argument('config', help='path of a config')
+    parser.add_argument('--work-dir', help=work_dir)
+    parser.add_argument('--data-root', help=data_root)
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=options
+    )
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+
+
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """What this package raises on purpose ends the command in a message of its own."""
+    """Errors that this package raises on purpose end the command with their message alone."""
     try:
         yield
     except (ConfigError, WeightsError) as error:

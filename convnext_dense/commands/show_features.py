@@ -1,52 +1,48 @@
-"""What a ConvNeXt makes of an image, stage by stage, as a picture: how one sees that weights have really loaded.
+"""What a ConvNeXt makes of an image, stage by stage, as a picture: shows that weights are loaded.
 
     python tools/show_features.py street.jpg tiny_in22k
     python tools/show_features.py street.jpg work_dirs/mine/iter_10000.pth --out features.png
 
-The first three principal components of each map as red, green and blue, before and after the LayerNorm of the stage, beside those of
-random weights. Trained maps show the things in the image as areas of a colour, ever more so from stage to stage; random ones show
-edges and brightness. The number is the share of the map's variance that the three components hold.
+The first three principal components of each map are shown as red, green and blue, before and after
+the LayerNorm of the stage, above those of random weights. Maps of trained weights show the objects
+in the image as areas of a colour, the more so the later the stage; those of random weights show
+edges and brightness. The number is the share of the map's variance in the three components.
 """
 
 import sys
 from pathlib import Path
 
 from ..data.pictures import read as read_image
-from ..errors import ConfigError, WeightsError
-from ..inference.features import draw, load, resized
+from ..inference.features import draw_features, load, resize
 from ..weights import PRESETS
 from ..weights.presets import IMAGENET
-from .shared import make_parser
+from .shared import errors_as_messages, make_parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument('image', type=Path)
-    parser.add_argument(
-        'weights',
-        help='a preset (tools/convert_weights.py --list), a path or a URL, of a backbone or a whole model',
-    )
-    parser.add_argument(
-        '--size', type=int, default=512, help='shorter side of the image, pixels (default: 512)'
-    )
-    parser.add_argument(
-        '--out', type=Path, default=Path('features.png'), help='default: features.png'
-    )
+    add = parser.add_argument
+    weights = 'a preset (tools/convert_weights.py --list), a path or a URL; a backbone or a model'
+    add('image', type=Path)
+    add('weights', help=weights)
+    add('--size', type=int, default=512, help='shorter side, pixels (default: 512)')
+    add('--out', type=Path, default=Path('features.png'), help='default: features.png')
     args = parser.parse_args(argv)
     if not args.image.is_file():
         parser.error(f'no image at {args.image}')
     if args.size < 32:
         parser.error('--size is 32 or more')
+
     try:
-        net, random, report = load(args.weights)
         image = read_image(args.image)[0]
-    except (ConfigError, WeightsError, OSError, SyntaxError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
-    if report.left_as_initialised:
-        print(
-            'The weights hold no LayerNorm of the stages: these are as initialised, and only normalise.'
-        )
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises of broken files
+        sys.exit(f'{args.image}: {type(error).__name__}: {error}')
+    with errors_as_messages():
+        networks = load(args.weights)
+    if networks.report.left_as_initialised:
+        print('The weights hold no LayerNorm of the stages: theirs are as initialised, so they')
+        print('normalise, without scale and shift.')
     preset = PRESETS.get(args.weights)
-    image = resized(image, args.size)
-    draw(image, net, random, *((preset.mean, preset.std) if preset else IMAGENET), args.out)
+    mean, std = (preset.mean, preset.std) if preset else IMAGENET
+    draw_features(resize(image, args.size), networks, mean, std, args.out)
     print(f'wrote {args.out}')

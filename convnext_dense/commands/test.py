@@ -9,14 +9,16 @@ Metrics are printed and written to WORK_DIR/TIMESTAMP/*.json.
 
 from pathlib import Path
 
+from mmengine.runner import Runner
+
 from ..evaluation.test_time_augmentation import with_test_time_augmentation
-from ..training.running import add_common_arguments, execute, load_config
-from .shared import errors_as_messages, make_parser
+from ..training.running import load_config
+from .shared import add_run_arguments, errors_as_messages, make_parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     add = parser.add_argument
     add('checkpoint', help='path or URL of the trained model')
     add('--show-dir', help='draw predictions beside the truth into this folder')
@@ -26,11 +28,13 @@ def main(argv=None):
         parser.error(f'no checkpoint at {args.checkpoint}')
 
     with errors_as_messages():
-        cfg = load_config(args, ('test',))
+        cfg = load_config(
+            args.config, ['test'], args.work_dir, args.data_root, args.cfg_options, args.launcher
+        )
         cfg.load_from, cfg.resume = args.checkpoint, False
         if args.show_dir:
             cfg.visualizer.save_dir = args.show_dir
             if not cfg.get('default_hooks', {}).get('visualization'):
                 parser.error('--show-dir: this config has no default_hooks.visualization')
             cfg.default_hooks.visualization.update(draw=True, interval=1)
-        execute(with_test_time_augmentation(cfg) if args.tta else cfg, 'test')
+        Runner.from_cfg(with_test_time_augmentation(cfg) if args.tta else cfg).test()

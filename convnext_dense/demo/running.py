@@ -1,35 +1,94 @@
-"""Train, evaluate and show: Mask R-CNN and UperNet on ConvNeXt-atto, from random weights, on generated data."""
+"""The demo: Mask R-CNN and UperNet on ConvNeXt-atto are trained from random weights on generated
+data, evaluated and shown."""
 
 import json
 import shutil
 import sys
+import textwrap
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure  # pyplot would change the backend of the user's program
+from matplotlib.patches import Patch
 from PIL import Image
 
 from ..data.pictures import overlay
+from ..pages import render
+from ..printing import markdown_table
 from ..training.running import follow
 from . import scenes
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = {'Mask R-CNN': 'mask-rcnn_convnext-atto_shapes', 'UperNet': 'upernet_convnext-atto_shapes'}
-METRICS = {  # column of the table -> key in the metrics of tools/test.py, and its unit
+METRICS = {  # column of the table -> task, key in the metrics of tools/test.py, and what 1 is there
     'box AP': ('Mask R-CNN', 'coco/bbox_mAP', 1),
     'box AP50': ('Mask R-CNN', 'coco/bbox_mAP_50', 1),
     'mask AP': ('Mask R-CNN', 'coco/segm_mAP', 1),
     'mask AP50': ('Mask R-CNN', 'coco/segm_mAP_50', 1),
     'mIoU': ('UperNet', 'mIoU', 100),
 }
+Results = Mapping[int, Mapping[str, float]]  # seed -> column of METRICS -> value, 0 ... 1
 
 
-def run_command(name, log, *arguments):
-    """``train`` or ``test`` with its output in ``log``, and a line of progress on the screen."""
+def run_demo(out: Path, seeds: Sequence[int], report: Path | None = None) -> str:
+    """Train and test both tasks with every seed, and write what they reach.
+
+    Leaves in ``out``: ``index.html``, the pictures in it, ``results.json``, and a folder for each
+    run. The pictures are of the first seed.
+
+    Args:
+        report: Markdown file for the table, with a picture beside it.
+
+    Returns:
+        The table with its explanation, as Markdown.
+
+    Raises:
+        ConfigError: ``out/data`` is there and holds something else.
+    """
+    scenes.write(out / 'data', scenes.SPLITS)
+    results = {seed: train_and_test(seed, out) for seed in seeds}
+    folders = {task: out / f'{name}-{seeds[0]}' for task, name in TASKS.items()}
+    print('-> pictures', flush=True)
+    draw_predictions(folders, out / 'data', out / 'predictions.png')
+    header, rows = table(results)
+    pictures = {'Predictions beside the truth, on test scenes': 'predictions.png'}
+    for task, folder in folders.items():
+        title = f'{task}: losses, scores and the learning rate of each layer group'
+        pictures[title] = f'{folder.name}/curves.png'
+    explained = explanation()
+    values = dict(explanation=explained, header=header, rows=rows, pictures=pictures)
+    (out / 'index.html').write_text(render('demo_page.html', **values))
+    (out / 'results.json').write_text(json.dumps(results, indent=1))
+    text = f'{markdown_table(header, rows)}\n\n{textwrap.fill(explained, 100)}\n'
+    if report:
+        report.write_text(f'# What the demo reaches\n\nWritten by `make demo-seeds`.\n\n{text}')
+        Image.open(out / 'predictions.png').quantize(256).save(report.with_suffix('.png'))
+    return text
+
+
+def train_and_test(seed: int, out: Path) -> dict[str, float]:
+    """Column of ``METRICS`` -> value on the test split. Logs, checkpoints and curves stay in a
+    folder of ``out`` for each task."""
+    metrics = {}
+    for task, name in TASKS.items():
+        folder, config = out / f'{name}-{seed}', ROOT / 'configs' / 'demo' / f'{name}.py'
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        data = out / 'data' / ('coco' if task == 'Mask R-CNN' else 'ade')
+        options = ['--data-root', data, '--cfg-options', f'randomness.seed={seed}']
+        print(f'-> {task}, seed {seed}', flush=True)
+        run_command('train', folder / 'train.log', config, '--work-dir', folder, *options)
+        checkpoint, test = (folder / 'last_checkpoint').read_text(), folder / 'test'
+        run_command('test', folder / 'test.log', config, checkpoint, '--work-dir', test, *options)
+        metrics[task] = json.loads(next(test.glob('*/*.json')).read_text())
+    return {name: metrics[task][key] / unit for name, (task, key, unit) in METRICS.items()}
+
+
+def run_command(name: str, log: Path, *arguments) -> None:
+    """``train`` or ``test`` with its output in ``log``, and lines of progress on the screen. If it
+    fails, the program ends with the end of the log."""
     start = time.time()
     try:
         for mode, done, total, loss in follow(name, arguments, log):
@@ -38,52 +97,55 @@ def run_command(name, log, *arguments):
                 seconds = f'{time.time() - start:4.0f} s'
                 print(f'   {name}: {mode:5} {done:>4}/{total}  {shown}{seconds}', flush=True)
     except RuntimeError as error:
-        sys.exit(f'{"".join(Path(log).read_text().splitlines(True)[-20:])}\n{error}')
+        sys.exit(f'{"".join(log.read_text().splitlines(True)[-20:])}\n{error}')
 
 
-def train_and_test(task, seed, folder, data):
-    """Returns the metrics on the test split. Logs, checkpoint and curves stay in ``folder``."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    config = ROOT / 'configs' / 'demo' / f'{TASKS[task]}.py'
-    data /= 'coco' if task == 'Mask R-CNN' else 'ade'
-    options = ['--data-root', data, '--cfg-options', f'randomness.seed={seed}']
-    print(f'-> {task}, seed {seed}', flush=True)
-    run_command('train', folder / 'train.log', config, '--work-dir', folder, *options)
-    arguments = config, (folder / 'last_checkpoint').read_text(), '--work-dir', folder / 'test'
-    run_command('test', folder / 'test.log', *arguments, *options)
-    return json.loads(next((folder / 'test').glob('*/*.json')).read_text())
+def draw_predictions(folders: Mapping[str, Path], data: Path, path: Path, count: int = 6) -> None:
+    """Draw a column for each of ``count`` test images, spread evenly: the image, the instances and
+    the semantic map, each as they are and as they are predicted.
 
-
-def instance_map(masks, kinds):
-    """Masks (K, H, W) and class indices (K,) -> palette indices, later masks on top; and a map of the instances."""
-    label = np.zeros((scenes.SIZE, scenes.SIZE), int)
-    for mask, kind in zip(masks, kinds):
-        label[mask] = 1 + len(scenes.STUFF) + kind
-    return label
-
-
-def draw_predictions(folders, data, path, count=6):
-    """Rows: image, true instances, predicted instances, true map, predicted map, for test images spread evenly."""
+    Args:
+        folders: task -> work directory of its training.
+        data: folder of the generated scenes.
+    """
     from mmdet.apis import inference_detector, init_detector
     from mmseg.apis import inference_model, init_model
     from pycocotools.coco import COCO
 
-    def last(task):
-        return str(next(folders[task].glob('*.py'))), (
-            folders[task] / 'last_checkpoint'
-        ).read_text()
+    def trained(init, task):
+        config = next(folders[task].glob('*.py'))
+        return init(str(config), (folders[task] / 'last_checkpoint').read_text(), device='cpu')
 
     coco = COCO(str(data / 'coco' / 'annotations' / 'instances_test2017.json'))
-    ids = np.linspace(0, len(coco.imgs) - 1, count).astype(int)
-    names = [coco.imgs[int(i)]['file_name'] for i in ids]
+    ids = np.linspace(0, len(coco.imgs) - 1, count).astype(int).tolist()
+    names = [coco.imgs[i]['file_name'] for i in ids]
     files = [str(data / 'coco' / 'test2017' / name) for name in names]
-    detector = init_detector(*last('Mask R-CNN'), device='cpu')
+    # One model after the other: each sets the default scope of the registries to its framework's.
+    detector = trained(init_detector, 'Mask R-CNN')
     detections = [inference_detector(detector, file).pred_instances for file in files]
-    segmentor = init_model(*last('UperNet'), device='cpu')
-    maps = [inference_model(segmentor, file).pred_sem_seg.data[0].numpy() + 1 for file in files]
+    segmentor = trained(init_model, 'UperNet')
+    segmented = [inference_model(segmentor, file).pred_sem_seg for file in files]
 
-    figure, axes = plt.subplots(5, count, figsize=(1.9 * count, 9.7), constrained_layout=True)
+    figure = Figure(figsize=(1.9 * count, 9.7), layout='constrained')
+    grid = figure.subplots(5, count)
+    for column, (i, name) in enumerate(zip(ids, names)):
+        image = np.array(Image.open(files[column]))
+        truth = coco.loadAnns(coco.getAnnIds(i))
+        masks = [coco.annToMask(annotation).astype(bool) for annotation in truth]
+        kinds = [annotation['category_id'] - 1 for annotation in truth]
+        detected = detections[column]
+        detected = detected[detected.scores > 0.5].cpu().numpy()
+        label_file = (data / 'ade' / 'annotations' / 'test' / name).with_suffix('.png')
+        maps = [
+            instance_map(masks, kinds),
+            instance_map(detected.masks[::-1], detected.labels[::-1]),  # the surest on top
+            np.array(Image.open(label_file)),
+            segmented[column].data[0].numpy() + 1,
+        ]
+        pictures = [image, *(overlay(image, labels, scenes.PALETTE) for labels in maps)]
+        for axes, picture in zip(grid[:, column], pictures):
+            axes.imshow(picture)
+            axes.set(xticks=[], yticks=[])
     titles = (
         'image',
         'instances:\ntruth',
@@ -91,99 +153,44 @@ def draw_predictions(folders, data, path, count=6):
         'semantic map:\ntruth',
         'semantic map:\nUperNet',
     )
-    for column, (i, name, file, found, predicted) in enumerate(
-        zip(ids, names, files, detections, maps)
-    ):
-        image = np.array(Image.open(file))
-        truth = coco.loadAnns(coco.getAnnIds(int(i)))
-        found = found[found.scores > 0.5].cpu().numpy()
-        semantic = np.array(
-            Image.open((data / 'ade' / 'annotations' / 'test' / name).with_suffix('.png'))
-        )
-        rows = [
-            image,
-            *(
-                overlay(image, labels, scenes.PALETTE)
-                for labels in (
-                    instance_map(
-                        [coco.annToMask(a).astype(bool) for a in truth],
-                        [a['category_id'] - 1 for a in truth],
-                    ),
-                    instance_map(found.masks[::-1], found.labels[::-1]),
-                    semantic,
-                    predicted,
-                )
-            ),
-        ]
-        for axis, picture in zip(axes[:, column], rows):
-            axis.imshow(picture)
-            axis.set(xticks=[], yticks=[])
-    for axis, title in zip(axes[:, 0], titles):
-        axis.set_ylabel(title)
-    handles = [
-        plt.Rectangle((0, 0), 1, 1, color=colour) for colour in np.array(scenes.PALETTE[1:]) / 255
-    ]
+    for axes, title in zip(grid[:, 0], titles):
+        axes.set_ylabel(title)
+    handles = [Patch(color=colour) for colour in np.array(scenes.PALETTE[1:]) / 255]
     figure.legend(handles, scenes.STUFF + scenes.SHAPES, ncols=7, loc='outside lower center')
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
-def hue_hint():
-    """Share of instances whose class the nearest class hue gives: what colour alone is worth. Chance is 0.2."""
+def instance_map(masks: Sequence[np.ndarray], kinds: Sequence[int]) -> np.ndarray:
+    """Masks (SIZE, SIZE) bool and the indices of their shapes -> indices of the palette (SIZE,
+    SIZE), later masks on top."""
+    labels = np.zeros((scenes.SIZE, scenes.SIZE), int)
+    for mask, kind in zip(masks, kinds):
+        labels[mask] = 1 + len(scenes.STUFF) + kind
+    return labels
+
+
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a row for each seed, and the lowest values where there are several."""
+    rows = {str(seed): values for seed, values in results.items()}
+    if len(rows) > 1:
+        lowest = {name: min(values[name] for values in results.values()) for name in METRICS}
+        rows['lowest'] = lowest
+    cells = [[name, *(f'{row[metric]:.3f}' for metric in METRICS)] for name, row in rows.items()]
+    return ['seed', *METRICS], cells
+
+
+def hue_hint() -> float:
+    """Share of the instances whose class the nearest class hue gives: how far colour alone goes.
+    Chance is 0.2."""
     offset = np.random.default_rng(0).normal(0, scenes.HUE_SPREAD, 100000)
     return float(np.mean(np.round((offset % 1) * len(scenes.SHAPES)) % len(scenes.SHAPES) == 0))
 
 
-def table(results):
-    """Results by seed -> rows of strings: header, one row a seed, and the lowest where there are several."""
-    rows = [['seed', *METRICS]]
-    rows += [
-        [seed, *(f'{values[name]:.3f}' for name in METRICS)] for seed, values in results.items()
-    ]
-    if len(results) > 1:
-        rows.append(
-            [
-                'lowest',
-                *(f'{min(values[name] for values in results.values()):.3f}' for name in METRICS),
-            ]
-        )
-    return rows
-
-
-def markdown(rows):
-    lines = [f'| {" | ".join(map(str, row))} |' for row in rows]
-    return '\n'.join([lines[0], '|---' * len(rows[0]) + '|', *lines[1:]])
-
-
-def explanation():
+def explanation() -> str:
     counts = scenes.SPLITS
     return (
-        f'Trained on {counts["train"]} generated scenes from random weights, scored once on {counts["test"]} scenes '
-        'that no setting was chosen on. The data are easy: five shapes, two kinds of background, and colour hints at '
-        f'the class (guessing the class from the hue alone is right for {hue_hint():.0%} of the instances, chance '
-        'is 20%).'
-    )
-
-
-def write_page(path, rows, folders):
-    body = ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in rows)
-    pictures = ''.join(
-        f'<h2>{title}</h2><img src="{file}" alt="{title}">'
-        for title, file in (
-            ('Predictions beside the truth, on test scenes', 'predictions.png'),
-            *(
-                (
-                    f'{task}: losses, scores and the learning rate of each layer group',
-                    f'{folder.name}/curves.png',
-                )
-                for task, folder in folders.items()
-            ),
-        )
-    )
-    path.write_text(
-        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>convnext_dense demo</title>'
-        '<style>body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}'
-        'img{max-width:100%}table{border-collapse:collapse}td{padding:.3rem .9rem;border-bottom:1px solid #ccc;'
-        'text-align:right}tr:first-child{font-weight:600}</style>'
-        f'<h1>ConvNeXt-atto under Mask R-CNN and UperNet</h1><p>{explanation()}</p><table>{body}</table>{pictures}</html>'
+        f'Trained on {counts["train"]} generated scenes from random weights, scored once on '
+        f'{counts["test"]} scenes that no setting was chosen on. The data are easy: five shapes, '
+        'two kinds of background, and colour hints at the class (guessing the class from the hue '
+        f'alone is right for {hue_hint():.0%} of the instances, chance is 20%).'
     )

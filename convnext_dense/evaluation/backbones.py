@@ -1,24 +1,39 @@
-"""Speed and memory of ConvNeXt here and in other libraries, side by side in one run; or of whole"""
+"""Speed and memory of ConvNeXt here and in other libraries, side by side in one run; or of whole
+models, fused or not."""
 
 import copy
 import tempfile
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from rich.progress import track
+from mmengine.registry import init_default_scope
+from torch import Tensor
 
 from ..architectures import ARCHITECTURES
 from ..fast_path import plain_operators
 from ..folding import fuse
+from ..inference.building import build
+from ..printing import markdown_table, paragraph, progress
+from .flops import Counter, samples
 from .peers import OURS, OURS_IN_TRAINING, PEERS, Scenario, candidate, common, images_of, official
 from .processes import Process
-from .timing import Candidate, figures, interleaved, product_rate
+from .timing import Candidate, Measurement, figures, interleaved, product_rate
 
-NAMED = 0.03  # share of the time from which a part is named
+SMALLEST_SHARE = 0.03  # of the time, of a part that the page names
 WHOLE = ('plain operators', 'convnext_dense', 'convnext_dense, fused')
-HEADER = ('model', 'median, s', 'spread', 'speed', 'memory, MB', 'memory', 'error')
+COLUMNS = {  # title of each of the Figures -> how they are written
+    'median, s': '.3f',
+    'spread': '.0%',
+    'speed': '.2f',
+    'memory, MB': '.0f',
+    'memory': '.2f',
+}
+HEADER = ('model', *COLUMNS, 'error')
 SUITE = [
     Scenario('tiny', '1x800x1280'),
     Scenario('tiny', '1x800x1280', 'bfloat16'),
@@ -29,91 +44,116 @@ SUITE = [
 ]
 
 
-def benchmark(scenario, args):
-    images_of(scenario)  # a wrong size is told before any work
+class Analysis(NamedTuple):
+    """Of a backbone, and of what its time at inference goes to, fused."""
+
+    parameters: int
+    flops: int
+    rate: float  # FLOP/s of a large matrix product
+    shares: dict[str, float]  # kind of operator -> share of the time
+    efficiency: float  # FLOP/s of the blocks' linear layers, as a share of ``rate``
+
+
+class Result(NamedTuple):
+    scenario: Scenario
+    rows: dict[str, Measurement]
+    analysis: Analysis | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        rows = {name: dict(median=row.median, **row._asdict()) for name, row in self.rows.items()}
+        analysis = self.analysis._asdict() if self.analysis else {}
+        return dict(scenario=self.scenario._asdict(), rows=rows, **analysis)
+
+
+def benchmark(scenario: Scenario, device: str, runs: int, is_compiled: bool = False) -> Result:
+    """Our backbone in its forms beside the same in every library that has it; or, where
+    ``scenario.arch`` is the path of a config, its model in plain operators, as it is, and fused.
+
+    Args:
+        runs: calls of each that are timed.
+        is_compiled: each backbone also under torch.compile.
+
+    Raises:
+        ConfigError: the size is no size.
+        RuntimeError: a model raised something in its process, or was killed.
+    """
+    images_of(scenario.size)  # a wrong size is told before any work
+    is_backbone = scenario.arch in ARCHITECTURES
     with tempfile.TemporaryDirectory() as folder:
-        if args.configs:
-            processes = {name: Process(whole_model, name, scenario, args.device) for name in WHOLE}
+        if is_backbone:
+            processes = start_backbones(scenario, device, f'{folder}/expected.pt', is_compiled)
         else:
-            images, net = common(scenario)
-            with torch.no_grad():
-                torch.save(official(net).double()(images.double()), f'{folder}/expected.pt')
-            names = [*(OURS_IN_TRAINING if scenario.train else OURS), *PEERS]
-            choices = [(name, False) for name in names]
-            choices += [(name, True) for name in names if 'fused' not in name] * args.compile
-            processes = {
-                f'{name}, compiled' if is_compiled else name: Process(
-                    backbone, name, scenario, args.device, f'{folder}/expected.pt', is_compiled
-                )
-                for name, is_compiled in choices
-            }
+            processes = {name: Process(whole_model, name, scenario, device) for name in WHOLE}
         try:
-            return measured(scenario, args, processes)
+            rows = measured(scenario, processes, runs)
+            if not is_backbone or scenario.train:
+                return Result(scenario, rows)
+            shares = processes['convnext_dense, fused'].ask('shares')
         finally:
             for process in processes.values():
                 process.end()
+    seconds = rows['convnext_dense, fused'].median * shares.get('matrix products', 1)
+    return Result(scenario, rows, analysed(scenario, device, shares, seconds))
 
 
-def measured(scenario, args, processes):
-    facts = {
-        name: process.ask('facts')
-        for name, process in track(processes.items(), f'{scenario}: models', transient=True)
+def start_backbones(
+    scenario: Scenario, device: str, path: str, is_compiled: bool
+) -> dict[str, Process]:
+    """A process for each model; the maps that all have to return go into the file ``path``."""
+    images, net = common(scenario)
+    with torch.no_grad():
+        torch.save(official(net).double()(images.double()), path)
+    start = partial(Process, backbone, scenario, device, path)
+    names = [*(OURS_IN_TRAINING if scenario.train else OURS), *PEERS]
+    processes = {name: start(name) for name in names}
+    if is_compiled:
+        choices = [name for name in names if not name.endswith('fused')]
+        processes |= {f'{name}, compiled': start(name, True) for name in choices}
+    return processes
+
+
+def measured(
+    scenario: Scenario, processes: dict[str, Process], runs: int
+) -> dict[str, Measurement]:
+    """A row for each model that is available."""
+    items = progress(processes.items(), f'{scenario}: models')
+    available = {name: process for name, process in items if process.ask('is_available')}
+    calls = {name: partial(process.ask, 'seconds') for name, process in available.items()}
+    seconds = interleaved(calls, runs, str(scenario))
+    return {
+        name: Measurement(seconds[name], process.ask('memory'), process.ask('error'))
+        for name, process in available.items()
     }
-    processes = {name: process for name, process in processes.items() if facts[name] is not None}
-    seconds = interleaved(
-        {name: partial(process.ask, 'seconds') for name, process in processes.items()},
-        args.runs,
-        str(scenario),
-    )
-    rows = {
-        name: dict(seconds=times, memory=processes[name].ask('memory'), **facts[name])
-        for name, times in seconds.items()
-    }
-    medians = {name: figure.median for name, figure in figures(rows).items()}
-    rows = {name: dict(median=medians[name], **row) for name, row in rows.items()}
-    result = dict(scenario=scenario._asdict(), rows=rows)
-    if not args.configs and not scenario.train:
-        images, net = common(scenario)
-        shares = processes['convnext_dense, fused'].ask('shares')
-        rate = product_rate(getattr(torch, scenario.dtype), args.device)
-        seconds_of_products = medians['convnext_dense, fused'] * shares.get('matrix products', 1)
-        result.update(
-            parameters=sum(p.numel() for p in net.parameters()),
-            flops=2 * macs(net, images),
-            rate=rate,
-            shares=shares,
-            efficiency=product_flops(scenario.arch, images) / (seconds_of_products * rate),
-        )
-    return result
 
 
-def backbone(name, scenario, device, path, is_compiled=False):
-    """A Candidate that is compared with the maps in the file ``path``."""
-    return candidate(name, scenario, device, torch.load(path), is_compiled)
-
-
-def macs(net, images):
-    from .flops import Counter
-
+def analysed(scenario: Scenario, device: str, shares: dict[str, float], seconds: float) -> Analysis:
+    """``shares`` and ``seconds`` (of the matrix products) are those of the fused network."""
+    images, net = common(scenario)
+    parameters = sum(parameter.numel() for parameter in net.parameters())
     with Counter() as counter, torch.no_grad(), torch.device('meta'):
         copy.deepcopy(net).to('meta')(torch.empty(images.shape, device='meta'))
-    return counter.macs()
+    rate = product_rate(getattr(torch, scenario.dtype), device)
+    efficiency = product_flops(scenario.arch, images) / (seconds * rate)
+    return Analysis(parameters, 2 * counter.macs(), rate, shares, efficiency)
 
 
-def product_flops(arch, images):
+def product_flops(arch: str, images: Tensor) -> int:
     """Of the two linear layers of every block."""
     depths, dims = ARCHITECTURES[arch].depths, ARCHITECTURES[arch].dims
     pixels = [len(images) * (images.shape[2] // s) * (images.shape[3] // s) for s in (4, 8, 16, 32)]
     return sum(16 * depth * dim**2 * count for depth, dim, count in zip(depths, dims, pixels))
 
 
-def whole_model(name, scenario, device):
-    from mmengine.registry import init_default_scope
+def backbone(
+    scenario: Scenario, device: str, path: str, name: str, is_compiled: bool = False
+) -> Candidate:
+    """A candidate that is compared with the maps in the file ``path``."""
+    return candidate(name, scenario, device, torch.load(path), is_compiled)
 
-    from ..inference.building import build
-    from .flops import samples
 
-    images = images_of(scenario)
+def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
+    """Inference of a config's model, whose weights are random."""
+    images = images_of(scenario.size)
     cfg = Config.fromfile(scenario.arch)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = build(cfg.model, device)
@@ -124,71 +164,60 @@ def whole_model(name, scenario, device):
         with torch.no_grad(), plain_operators() if name == 'plain operators' else nullcontext():
             return model(images.to(device), copy.deepcopy(batch), mode='predict')
 
-    return Candidate(predict, device, dict(error=None))
+    return Candidate(predict, device)
 
 
 # ---- the page and the plot ----
 
 
-def cells_of(result):
-    """Title, rows of text under ``HEADER``, and what the time goes to."""
-    title = str(Scenario(**result['scenario']))
-    if 'flops' in result:
-        title += (
-            f': {result["parameters"] / 1e6:.1f} M parameters, '
-            f'{result["flops"] / 2e9:.1f} G multiply-adds'
-        )
-    rows, note = [], ''
-    for name, figure in figures(result['rows']).items():
-        error = result['rows'][name]['error']
-        rows.append(
-            (
-                name,
-                f'{figure.median:.3f}',
-                f'{figure.spread:.0%}',
-                f'{figure.speed:.2f}',
-                f'{figure.memory / 1e6:.0f}',
-                f'{figure.relative_memory:.2f}',
-                '' if error is None else f'{error:.1e}',
-            )
-        )
-    if 'shares' in result:
-        shares = [
-            f'{name} {share:.0%}' for name, share in result['shares'].items() if share >= NAMED
-        ]
-        note = (
-            f'fused: {", ".join(shares)}; products run at {result["efficiency"]:.0%} of the '
-            f'rate of a large one ({result["rate"] / 1e9:.0f} GFLOP/s)'
-        )
-    return title, rows, note
+def title_of(result: Result) -> str:
+    if not result.analysis:
+        return str(result.scenario)
+    parameters, flops = result.analysis[:2]
+    return (
+        f'{result.scenario}: {parameters / 1e6:.1f} M parameters, {flops / 2e9:.1f} G multiply-adds'
+    )
 
 
-def report(results, about):
+def cells_of(result: Result) -> list[list[str]]:
+    """Rows of text under ``HEADER``."""
+    rows = []
+    for name, figure in figures(result.rows).items():
+        cells = [format(value, spec) for value, spec in zip(figure, COLUMNS.values())]
+        error = result.rows[name].error
+        rows.append([name, *cells, '' if error is None else f'{error:.1e}'])
+    return rows
+
+
+def note_of(result: Result) -> str:
+    """What the time goes to."""
+    if not result.analysis:
+        return ''
+    _, _, rate, shares, efficiency = result.analysis
+    parts = [f'{name} {share:.0%}' for name, share in shares.items() if share >= SMALLEST_SHARE]
+    return (
+        f'fused: {", ".join(parts)}; products run at {efficiency:.0%} of the rate of a large one '
+        f'({rate / 1e9:.0f} GFLOP/s)'
+    )
+
+
+def report(results: Iterable[Result], about: dict[str, Any]) -> str:
+    """benchmark.md."""
     facts = ', '.join(f'{key} {value}' for key, value in about.items())
-    lines = [
-        '# Benchmark',
-        '',
-        f'Made by `tools/benchmark.py` (`make benchmark` for the suite): '
-        f'{facts}. Each model in a process of its own. Speed is relative to the fastest peer, '
-        'memory to the lightest; error is that of the worst map relative to float64; spread '
-        'is the middle half of the runs.',
-        '',
-        '![the same as bars](benchmark.png)',
-        '',
-    ]
+    introduction = (
+        f'Made by `tools/benchmark.py` (`make benchmark` for the suite): {facts}. Each model in a '
+        'process of its own. Speed is relative to the fastest peer, memory to the lightest; error '
+        'is that of the worst map relative to float64; spread is the middle half of the runs.'
+    )
+    blocks = ['# Benchmark', paragraph(introduction), '![the same as bars](benchmark.png)']
     for result in results:
-        title, rows, note = cells_of(result)
-        lines += [
-            f'## {title}',
-            '',
-            '| ' + ' | '.join(HEADER) + ' |',
-            '|---' + '|---:' * (len(HEADER) - 1) + '|',
-        ]
-        lines += ['| ' + ' | '.join(row) + ' |' for row in rows] + ['', note, '']
-    return '\n'.join(lines).rstrip() + '\n'
+        table = markdown_table(HEADER, cells_of(result), align='---:')
+        blocks += [f'## {title_of(result)}', table, paragraph(note_of(result))]
+    return '\n\n'.join(block for block in blocks if block) + '\n'
 
 
-def draw(results, about, path):
+def draw(results: Sequence[Result], about: dict[str, Any], path: Path) -> None:
+    """benchmark.png: a bar for each model's time and memory."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -199,19 +228,19 @@ def draw(results, about, path):
         len(results), 2, figsize=size, squeeze=False, layout='constrained'
     )
     for (left, right), result in zip(axes, results):
-        names = list(result['rows'])
+        names = list(result.rows)
         colours = ['C0' if name.startswith('convnext_dense') else 'C7' for name in names]
-        for axis, key, scale, unit in ((left, 'median', 1, 's'), (right, 'memory', 1e6, 'MB')):
-            values = [result['rows'][name][key] / scale for name in names]
+        seconds = [row.median for row in result.rows.values()]
+        megabytes = [row.memory / 1e6 for row in result.rows.values()]
+        for axis, values, digits, unit in ((left, seconds, 3, 's'), (right, megabytes, 0, 'MB')):
             bars = axis.barh(names, values, color=colours)
-            axis.bar_label(bars, fmt='%.3f' if unit == 's' else '%.0f', padding=2, fontsize=7)
+            axis.bar_label(bars, fmt=f'%.{digits}f', padding=2, fontsize=7)
             axis.invert_yaxis()
             axis.margins(x=0.15)
             axis.tick_params(labelsize=7)
             axis.spines[['top', 'right']].set_visible(False)
-            axis.set_title(f'{Scenario(**result["scenario"])}: {unit}', fontsize=8)
+            axis.set_title(f'{result.scenario}: {unit}', fontsize=8)
         right.set_yticklabels([])
-    figure.suptitle(
-        f'{about["hardware"]}, {about["threads"]} threads, torch {about["torch"]}', fontsize=9
-    )
+    title = f'{about["hardware"]}, {about["threads"]} threads, torch {about["torch"]}'
+    figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=120)

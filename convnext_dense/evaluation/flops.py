@@ -1,7 +1,9 @@
-"""Parameters and multiply-adds of any mmdet or mmseg model, part by part, without weights or data."""
+"""Parameters and multiply-adds of any mmdet or mmseg model, part by part; no weights, no data."""
 
+import itertools
+from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -13,15 +15,12 @@ from ..errors import ConfigError
 from ..fast_path import plain_operators
 from ..inference.building import build
 
-BOXES, MASKS = (
-    1000,
-    100,
-)  # through the box and mask heads, as the published figures of two-stage detectors count
-
-
-# What the papers' tool, mmcv's counter, adds to convolutions and matrix products, per element of the output.
+# Through each box head and each mask head, as in the published figures of two-stage detectors.
+BOXES, MASKS = 1000, 100
+# What mmcv's counter, the papers' tool, adds to convolutions and matrix products: operations for
+# each element of the output.
 ELEMENTWISE = {nn.modules.batchnorm._BatchNorm: 2, nn.GroupNorm: 2, nn.ReLU: 1}
-BIAS = (nn.Conv2d, nn.ConvTranspose2d)  # one per element where they have one
+BIAS = (nn.Conv2d, nn.ConvTranspose2d)  # one per element where they have a bias
 
 
 class Cost(NamedTuple):
@@ -30,7 +29,7 @@ class Cost(NamedTuple):
 
 
 class Counter(FlopCounterMode):
-    """torch's counter of convolutions and matrix products, and what mmcv's had besides."""
+    """torch's counter of convolutions and matrix products, and what mmcv's counter adds to them."""
 
     def __init__(self):
         super().__init__(display=False)
@@ -45,35 +44,42 @@ class Counter(FlopCounterMode):
         return self.get_total_flops() // 2 + self.elementwise
 
 
+def usual_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of the image for which papers print FLOPs: 800 x 1280 for detectors, for
+    segmentors the crop by four times the crop.
+    """
+    side = cfg.get('crop_size', (512, 512))[0]
+    return (side, 4 * side) if cfg.get('default_scope') == 'mmseg' else (800, 1280)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    parameters, macs = zip(*costs)
+    return Cost(sum(parameters), sum(macs))
+
+
 def count(cfg: Config, size: tuple[int, int]) -> dict[str, Cost]:
     """Build the model of ``cfg`` and count one image of ``size`` (height, width) at test time.
 
-    Two-stage detectors are counted with 1000 boxes through each box head and 100 through each mask head, as the Swin and
-    ConvNeXt papers' figures are. Counted are convolutions, matrix products and ``ELEMENTWISE``: with these every figure
-    of both papers comes out to its last printed digit. The model lives on the meta device; one whose forward reads values
-    (deformable attention) runs on the CPU instead.
+    Two-stage detectors are counted with 1000 boxes through each box head and 100 through each mask
+    head, as the Swin and ConvNeXt papers' figures are. Counted are convolutions, matrix products
+    and ``ELEMENTWISE``: with these every figure of both papers comes out to its last printed digit.
+    The model lives on the meta device; if its forward reads values (as deformable attention does),
+    it runs on the CPU instead.
 
     Returns:
-        Part of the model -> cost, in the order of the model. Of what is used in training alone, and of heads of their own
-        kind beside the box and mask heads (grid, point), only parameters are counted.
+        Part of the model -> cost, in the order of the model. Only parameters are counted of parts
+        that are used in training alone, and of other heads than the box and mask heads (grid,
+        point).
 
     Raises:
         ConfigError: the model cannot be run so.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    # What reads values (deformable attention, say) needs real ones, and what has no raw outputs has to predict.
-    for device, mode in (
-        ('meta', 'tensor'),
-        ('meta', 'predict'),
-        ('cpu', 'tensor'),
-        ('cpu', 'predict'),
-    ):
+    # Some models have no raw outputs ("tensor"): they have to predict.
+    for device, mode in itertools.product(('meta', 'cpu'), ('tensor', 'predict')):
         try:
-            return _count(
-                build(cfg.model, device).requires_grad_(False),
-                torch.zeros(1, 3, *size, device=device),
-                mode,
-            )
+            model = build(cfg.model, device).requires_grad_(False)
+            return _count(model, torch.zeros(1, 3, *size, device=device), mode)
         except Exception as error:
             reason = error
     raise ConfigError(
@@ -81,84 +87,82 @@ def count(cfg: Config, size: tuple[int, int]) -> dict[str, Cost]:
     ) from reason
 
 
-def _count(model: nn.Module, image: torch.Tensor, mode: str) -> dict[str, Cost]:
-    parts = {}
+def _count(model: Any, image: torch.Tensor, mode: str) -> dict[str, Cost]:
+    parts: dict[str, nn.Module] = {}
     for name, child in model.named_children():
         if name == 'roi_head':
             parts.update({f'{name}.{inner}': module for inner, module in child.named_children()})
         else:
             parts[name] = child
-    costs = {
-        name: Cost(sum(p.numel() for p in part.parameters()), 0) for name, part in parts.items()
-    }
-    costs['rest'] = Cost(
-        sum(p.numel() for p in model.parameters())
-        - sum(cost.parameters for cost in costs.values()),
-        0,
-    )
-    counter = Counter()
+    macs, counter = dict.fromkeys(parts, 0), Counter()
     with torch.no_grad(), plain_operators(), ExitStack() as watches, counter:
         for module in model.modules():
             watches.callback(module.register_forward_hook(counter.add_elementwise).remove)
         for name, part in parts.items():
-            _watch(part, name, costs, counter, watches)
+            for module in _listed(part):
+                _watch(module, name, macs, counter, watches)
         if hasattr(model, 'roi_head') and mode == 'tensor':
             _two_stages(model, image)
         else:
             model(image, samples(model, image), mode=mode)
-    costs['rest'] = costs['rest']._replace(
-        macs=counter.macs() - sum(cost.macs for name, cost in costs.items() if name != 'rest')
-    )
-    return {name: cost for name, cost in costs.items() if any(cost)}
+    costs = {name: Cost(_parameters(part), macs[name]) for name, part in parts.items()}
+    known = total(costs.values())
+    rest = Cost(_parameters(model) - known.parameters, counter.macs() - known.macs)
+    return {name: cost for name, cost in {**costs, 'rest': rest}.items() if any(cost)}
+
+
+def _parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _listed(module):
+    """The modules of a ModuleList, or the one module, or none."""
+    if isinstance(module, nn.ModuleList):
+        return list(module)
+    return [] if module is None else [module]
 
 
 def _two_stages(model, image):
     """The published number of boxes through the heads, whatever the image."""
     maps = model.extract_feat(image)
     model.rpn_head(maps)
-    for owner in (model, model.roi_head):
-        if hasattr(owner, 'semantic_head'):
-            owner.semantic_head(maps)
-    for kind, rois in (('bbox', BOXES), ('mask', MASKS)):
-        heads = getattr(model.roi_head, f'{kind}_head', None)
-        extractors = getattr(model.roi_head, f'{kind}_roi_extractor', None)
-        for i, head in enumerate(
-            heads if isinstance(heads, nn.ModuleList) else [heads] if heads else []
-        ):
-            own = extractors[i] if isinstance(extractors, nn.ModuleList) else extractors
-            pooled = image.new_zeros(rois, own.out_channels, *own.roi_layers[0].output_size)
+    for parent in (model, model.roi_head):
+        if hasattr(parent, 'semantic_head'):
+            parent.semantic_head(maps)
+    for kind, boxes in (('bbox', BOXES), ('mask', MASKS)):
+        heads = _listed(getattr(model.roi_head, f'{kind}_head', None))
+        extractors = _listed(getattr(model.roi_head, f'{kind}_roi_extractor', None))
+        if len(extractors) == 1:
+            extractors *= len(heads)
+        for head, extractor in zip(heads, extractors, strict=True):
+            side = extractor.roi_layers[0].output_size
+            pooled = image.new_zeros(boxes, extractor.out_channels, *side)
             head(model.roi_head.shared_head(pooled) if model.roi_head.with_shared_head else pooled)
 
 
-def _watch(part, name, costs, counter, watches):
-    """Add up what the calls of ``part`` cost. Not by hooks: mmseg calls the heads' ``forward`` itself."""
+def _watch(module, name, macs, counter, watches):
+    """Add what calls of ``module`` cost to ``macs[name]``.
 
-    def watch(module):
-        forward = module.forward
+    Not by hooks, as mmseg calls the heads' ``forward`` itself.
+    """
+    forward = module.forward
 
-        def counted(*args, **kwargs):
-            before = counter.macs()
-            outputs = forward(*args, **kwargs)
-            costs[name] = costs[name]._replace(macs=costs[name].macs + counter.macs() - before)
-            return outputs
+    def counted(*args, **kwargs):
+        before = counter.macs()
+        outputs = forward(*args, **kwargs)
+        macs[name] += counter.macs() - before
+        return outputs
 
-        module.forward = counted
-        watches.callback(delattr, module, 'forward')
-
-    for module in part if isinstance(part, nn.ModuleList) else [part]:
-        watch(module)
+    module.forward = counted
+    watches.callback(delattr, module, 'forward')
 
 
-def samples(model, image):
-    shape = dict(
-        img_shape=image.shape[2:],
-        batch_input_shape=image.shape[2:],
-        ori_shape=image.shape[2:],
-        pad_shape=image.shape[2:],
-        scale_factor=(1.0, 1.0),
-    )
+def samples(model: nn.Module, image: torch.Tensor) -> list:
+    """What a detector or segmentor takes beside an image (N, C, H, W): one data sample."""
     if hasattr(model, 'decode_head'):
         from mmseg.structures import SegDataSample as Sample
     else:
         from mmdet.structures import DetDataSample as Sample
-    return [Sample(metainfo=shape)]
+    shapes = ('img_shape', 'batch_input_shape', 'ori_shape', 'pad_shape')
+    metainfo = dict.fromkeys(shapes, image.shape[2:])
+    return [Sample(metainfo=dict(metainfo, scale_factor=(1.0, 1.0)))]

@@ -1,11 +1,11 @@
-"""One network with the same weights, as we and as others write it: timm, torchvision, transformers,
-mmpretrain, and the official code's form. A library is imported when it is asked for."""
+"""One network with the same weights, in our code and in that of others: timm, torchvision,
+transformers, mmpretrain, and the official code's form. A library is imported when it is needed."""
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
-from typing import ContextManager, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +20,20 @@ from ..printing import quiet
 from ..weights import convert
 from .timing import Candidate, fastest, tf32
 
-# Of an output's error, relative to float64: beyond it is another network.
+# Largest error of a map relative to float64: one that is further off is of another network.
 BOUND = dict(float32=1e-4, bfloat16=0.1, float16=0.02)
 OFFICIAL = 'official form'
 OURS = ('convnext_dense', 'convnext_dense, fused')
 MODES = ('none', 'mlp', 'block')  # of checkpointing
 OURS_IN_TRAINING = {f'convnext_dense, {mode}': mode for mode in MODES}
+Maps = Sequence[Tensor]
+Net = TypeVar('Net', bound=nn.Module)
 
 
 class Scenario(NamedTuple):
     """A call to measure."""
 
-    arch: str
+    arch: str  # or the path of a config
     size: str  # images x height x width
     dtype: str = 'float32'  # of weights and images; in a training step that of autocast
     train: bool = False
@@ -41,26 +43,30 @@ class Scenario(NamedTuple):
         return f'{self.arch}, {self.size}, {self.dtype}, {step}'
 
 
-def images_of(scenario: Scenario) -> Tensor:
-    """(N, 3, H, W), the same in every process."""
+def images_of(size: str) -> Tensor:
+    """(N, 3, H, W) for a ``Scenario.size``, the same in every process.
+
+    Raises:
+        ConfigError: it is no size.
+    """
     try:
-        count, height, width = (int(number) for number in scenario.size.split('x'))
+        count, height, width = (int(number) for number in size.split('x'))
     except ValueError:
-        raise ConfigError(f'--size {scenario.size}: expected IMAGESxHEIGHTxWIDTH') from None
+        raise ConfigError(f'--size {size}: expected IMAGESxHEIGHTxWIDTH') from None
     torch.manual_seed(0)
     return torch.randn(count, 3, height, width)
 
 
 @lru_cache(maxsize=1)
 def common(scenario: Scenario) -> tuple[Tensor, ConvNeXt]:
-    """The images, and the network that all are to be: the same in every process.
+    """The images, and the network that all rows are of: the same in every process.
 
-    Not to be changed: they are made once.
+    They are cached, so copy them before you change them.
     """
-    return images_of(scenario), randomise(ConvNeXt(scenario.arch, out_norm=False))
+    return images_of(scenario.size), randomise(ConvNeXt(scenario.arch, out_norm=False))
 
 
-def randomise(net: nn.Module) -> nn.Module:
+def randomise(net: Net) -> Net:
     """In place. At the initial layer scale or GRN of 0 no map would show what a block does."""
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -73,11 +79,7 @@ def randomise(net: nn.Module) -> nn.Module:
 
 
 def candidate(
-    name: str,
-    scenario: Scenario,
-    device: str,
-    expected: Sequence[Tensor],
-    is_compiled: bool = False,
+    name: str, scenario: Scenario, device: str, expected: Maps, is_compiled: bool = False
 ) -> Candidate:
     """A backbone ready to be timed, a peer's in the memory format in which it is faster.
 
@@ -86,8 +88,7 @@ def candidate(
         expected: its four maps in float64, on the CPU.
 
     Returns:
-        Its facts are the ``error`` of its worst map, or None: that library is not installed, or
-        has no such architecture.
+        It is not available where its library is not installed or has no such architecture.
 
     Raises:
         ConfigError: it is another network, or torch has no such precision on this device.
@@ -100,67 +101,70 @@ def candidate(
             f'{device}{" under autocast" * scenario.train}'
         )
     try:
-        with torch.device(device):  # initial values that are replaced cost less there
+        with torch.device(device):  # initial values, which are replaced, cost less there
             model = build(name, net, scenario.arch)
     except (ImportError, KeyError):
-        return Candidate(None, device, None)
+        return Candidate(lambda: None, device, is_available=False)
     held = torch.float32 if scenario.train else dtype  # autocast does the rest
     context = partial(autocast, device, dtype) if scenario.train else nullcontext
     targets = [torch.randn_like(part).to(device, held) for part in expected]
     candidates = []
     for layout in (torch.contiguous_format, torch.channels_last)[: 1 if is_ours else 2]:
-        ready = copy.deepcopy(model).to(device, held, memory_format=layout).train(scenario.train)
+        ready = copy.deepcopy(model).train(scenario.train)
+        # torch's types lack Module.to's memory_format
+        ready.to(device, held, memory_format=layout)  # type: ignore[call-overload]
         x = images.to(device, held).contiguous(memory_format=layout)
         with torch.no_grad(), tf32(False), context():
             error = worst(ready(x), expected)
         if not error < BOUND[scenario.dtype]:
             raise ConfigError(f'{name} is another network: its maps differ by {error:.2g}')
-        ready = torch.compile(ready) if is_compiled else ready
-        function = (
-            partial(step, ready, x, targets, context)
-            if scenario.train
-            else partial(infer, ready, x)
-        )
-        candidates.append(Candidate(function, device, dict(error=error)))
+        if is_compiled:
+            ready.compile()
+        function: Callable[[], object] = partial(infer, ready, x)
+        if scenario.train:
+            function = partial(step, ready, x, targets, context)
+        candidates.append(Candidate(function, device, error))
     return fastest(candidates)
 
 
 def supports(dtype: torch.dtype, device: str, is_autocast: bool) -> bool:
     """Whether torch convolves in a precision there, and forms the gradient."""
-    if dtype.itemsize > 2:  # what is wrong in fp32 is to be seen
+    if dtype.itemsize > 2:  # never left out: an error in fp32 has to show
         return True
     x = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     try:
         with autocast(device, dtype) if is_autocast else nullcontext():
-            y = F.conv2d(*[x if is_autocast else x.to(dtype)] * 2)
+            part = x if is_autocast else x.to(dtype)
+            y = F.conv2d(part, part)
         y.sum().backward()
     except RuntimeError:
         return False
-    return y.dtype == dtype  # where autocast knows no such precision it is off
+    return y.dtype == dtype  # autocast is off in a precision that it does not know
 
 
-def autocast(device: str, dtype: torch.dtype) -> ContextManager:
+def autocast(device: str, dtype: torch.dtype) -> AbstractContextManager:
     """Off for fp32 and fp64, which not all versions of torch take."""
     is_half = dtype.itemsize == 2
     return torch.autocast(device, dtype if is_half else None, enabled=is_half)
 
 
-def worst(maps: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Relative error of the map that differs most."""
+def worst(maps: Maps, expected: Maps) -> float:
+    """Relative error of the map that differs most; not a number where a map holds one."""
     errors = [(a.to(b).sub(b).norm() / b.norm()).item() for a, b in zip(maps, expected)]
-    return max(errors, key=lambda error: (error != error, error))  # no number is worse than any
+    return max(errors, key=lambda error: (error != error, error))
 
 
-def infer(model: nn.Module, images: Tensor):
+def infer(model: Callable[[Tensor], Maps], images: Tensor) -> Maps:
     with torch.no_grad():
         return model(images)
 
 
-def step(model: nn.Module, images: Tensor, targets: Sequence[Tensor], context: Callable):
+def step(model: nn.Module, images: Tensor, targets: Maps, context: Callable) -> None:
+    """Forward and backward."""
     model.zero_grad(set_to_none=False)  # so that gradients are not counted as activations
     with context():
         maps = model(images)
-    sum((part * target).sum() for part, target in zip(maps, targets)).backward()
+    torch.stack([(part * target).sum() for part, target in zip(maps, targets)]).sum().backward()
 
 
 def build(name: str, net: ConvNeXt, arch: str) -> nn.Module:
@@ -183,18 +187,14 @@ def in_mode(net: ConvNeXt, checkpointing: str) -> ConvNeXt:
     return copied
 
 
-def has_norms(net: ConvNeXt) -> bool:
-    return any(True for _ in net.norm0.parameters())
-
-
 class Features(nn.Module):
-    """A peer that returns its four maps."""
+    """A peer that returns its four maps, as ``maps(model, images)`` takes them from it."""
 
     def __init__(self, model: nn.Module, maps: Callable):
         super().__init__()
         self.model, self.maps = model, maps
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> Maps:
         return self.maps(self.model, images)
 
 
@@ -202,6 +202,7 @@ def peer(name: str, net: ConvNeXt, arch: str) -> Features:
     """With the weights of ``net``, which has no output norms.
 
     Raises:
+        ConfigError: its parameters have other names than the layout ``name`` gives them.
         ImportError: the library is not installed.
         KeyError: it has no such architecture.
     """
@@ -213,40 +214,32 @@ def peer(name: str, net: ConvNeXt, arch: str) -> Features:
     return Features(model, maps).eval()
 
 
-def timm_peer(arch):
+def chain(layers: nn.Sequential, x: Tensor, period: int = 1) -> Maps:
+    """Run the layers one after the other; keep what every ``period``-th returns."""
+    maps = []
+    for i, layer in enumerate(layers, 1):
+        x = layer(x)
+        maps += [x] if i % period == 0 else []
+    return maps
+
+
+def timm_peer(arch: str) -> tuple[nn.Module, Callable]:
     import timm
 
-    name = f'convnext{arch}' if arch.startswith('v2') else f'convnext_{arch}'
-    model = timm.create_model(name)
+    model = timm.create_model(f'convnext{arch}' if arch.startswith('v2') else f'convnext_{arch}')
     model.head = nn.Identity()
-
-    def maps(model, images):
-        x, answer = model.stem(images), []
-        for stage in model.stages:
-            x = stage(x)
-            answer.append(x)
-        return answer
-
-    return model, maps
+    return model, lambda model, images: chain(model.stages, model.stem(images))
 
 
-def torchvision_peer(arch):
+def torchvision_peer(arch: str) -> tuple[nn.Module, Callable]:
     import torchvision
 
     names = {size: f'convnext_{size}' for size in ('tiny', 'small', 'base', 'large')}
     model = getattr(torchvision.models, names[arch])(stochastic_depth_prob=0.0)
-
-    def maps(model, images):
-        x, answer = images, []
-        for i, layer in enumerate(model.features):
-            x = layer(x)
-            answer += [x] if i % 2 else []
-        return answer
-
-    return model, maps
+    return model, lambda model, images: chain(model.features, images, period=2)
 
 
-def transformers_peer(arch):
+def transformers_peer(arch: str) -> tuple[nn.Module, Callable]:
     import transformers
 
     name = 'ConvNextV2' if arch.startswith('v2') else 'ConvNext'
@@ -260,17 +253,13 @@ def transformers_peer(arch):
     return model, lambda model, images: model(images).feature_maps
 
 
-def mmpretrain_peer(arch):
+def mmpretrain_peer(arch: str) -> tuple[nn.Module, Callable]:
     with quiet():  # it says which optional packages it lacks
         from mmpretrain.models import ConvNeXt as Theirs
     v2 = dict(use_grn=True, layer_scale_init_value=0.0) if arch.startswith('v2') else {}
     depths, dims = ARCHITECTURES[arch][:2]
-    model = Theirs(
-        dict(depths=list(depths), channels=list(dims)),
-        out_indices=(0, 1, 2, 3),
-        gap_before_final_norm=False,
-        **v2,
-    )
+    theirs = dict(depths=list(depths), channels=list(dims))
+    model = Theirs(theirs, out_indices=(0, 1, 2, 3), gap_before_final_norm=False, **v2)
     for i in range(4):
         setattr(model, f'norm{i}', nn.Identity())
     return model, lambda model, images: model(images)
@@ -313,8 +302,8 @@ class Official(nn.Module):
             for dim, depth in zip(dims, depths)
         )
         for i, dim in enumerate(dims):
-            norm = OfficialNorm(dim, eps) if has_norms(net) else nn.Identity()
-            self.add_module(f'norm{i}', norm)
+            has_norm = not isinstance(net.norm0, nn.Identity)
+            self.add_module(f'norm{i}', OfficialNorm(dim, eps) if has_norm else nn.Identity())
 
     def forward(self, x):
         maps = []

@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 import warnings
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 
@@ -13,29 +14,32 @@ from ..printing import quiet
 class Process:
     """The object that ``make(*args)`` returns, in a process of its own.
 
-    So that no other model has warmed its memory: beside others in one process, a model that
-    allocates much finds pages that are there already, and looks 1.2 times as fast as its users
-    see it.
-
-    Raises:
-        RuntimeError: ``make`` or the object raised something, the process was killed, or took
-            too long.
+    Beside other models in one process, a model that allocates much finds pages of memory that
+    they have made ready, and looks 1.2 times as fast as its users see it.
 
     Args:
         method: of multiprocessing; ``'fork'`` has what is imported here already.
     """
 
-    def __init__(self, make: Callable, *args, method: str = 'spawn'):
-        context = multiprocessing.get_context(method)
-        self.pipe, other = context.Pipe()
+    def __init__(self, make: Callable, *args, method: Literal['spawn', 'fork'] = 'spawn'):
+        context: Any = multiprocessing.get_context(method)
+        self.pipe, far_end = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(other, torch.get_num_threads(), make, args), daemon=True
+            target=_serve, args=(far_end, torch.get_num_threads(), make, args), daemon=True
         )
         self.process.start()
-        other.close()
+        far_end.close()
 
-    def ask(self, question: str, seconds: float | None = None):
-        """The attribute or the method's result of that name, within so many seconds."""
+    def ask(self, question: str, seconds: float | None = None) -> Any:
+        """The object's attribute, or its method's result, of that name.
+
+        Args:
+            seconds: that it may take; None: as long as it needs.
+
+        Raises:
+            RuntimeError: ``make`` or the object raised something, the process was killed, or took
+                too long.
+        """
         try:
             self.pipe.send(question)
             if not self.pipe.poll(seconds):
@@ -47,24 +51,24 @@ class Process:
             raise answer
         return answer
 
-    def end(self):
+    def end(self) -> None:
         self.process.terminate()
         self.process.join()
 
 
 def _serve(pipe, threads, make, args):
-    # Ctrl-C is for the process that asks, and it ends this one
+    # Ctrl-C is for the process that asks, and it ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # of other libraries, for every model again; what matters raises
+    # Those of other libraries, for every model again; what matters raises.
     warnings.simplefilter('ignore')
     torch.set_num_threads(threads)
-    candidate = None
+    served = None
     while True:
         question = pipe.recv()
         try:
             with quiet():
-                candidate = candidate or make(*args)
-            answer = getattr(candidate, question)
+                served = served or make(*args)
+            answer = getattr(served, question)
             answer = answer() if callable(answer) else answer
         except Exception as error:
             answer = RuntimeError(f'{type(error).__name__}: {error}')

@@ -5,21 +5,21 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from rich.progress import track
 from torch.profiler import ProfilerActivity, profile
 
-# else the profiler writes a line whenever it starts or stops
+from ..printing import progress
+
+# Without this the profiler writes a line whenever it starts or stops.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
-PARTS = {
+KINDS = {  # of operators -> parts of the profiler's names
     'matrix products': ('addmm', 'mm', 'bmm', 'linear_pointwise', 'mkl_linear', 'baddbmm'),
     'convolutions': ('convolution',),
     'LayerNorm': ('layer_norm',),
@@ -27,14 +27,17 @@ PARTS = {
     'copies': ('copy_', 'clone'),
     'allocation': ('empty',),
 }
+Key = TypeVar('Key')
+Answer = TypeVar('Answer')
 
 
 class Candidate(NamedTuple):
-    """A function to time, and what is known of it."""
+    """A function to time, and how exact its result is."""
 
-    function: Callable | None  # None: there is nothing to time
+    function: Callable[[], object]
     device: str
-    facts: dict | None
+    error: float | None = None  # of the worst map, relative to float64; None: not compared
+    is_available: bool = True  # False: the function does nothing
 
     def seconds(self) -> float:
         start = time.perf_counter()
@@ -49,27 +52,16 @@ class Candidate(NamedTuple):
         return shares(self.function, self.device)
 
 
-def interleaved(
-    candidates: dict[str, Callable[[], float]], count: int, title: str
-) -> dict[str, list[float]]:
-    """Seconds of ``count`` calls of each, in turns, so that what else the machine does hits all.
+class Measurement(NamedTuple):
+    """Of one model."""
 
-    Args:
-        title: of the progress bar; without it there is none.
-    """
-    seconds = {name: [] for name in candidates}
-    is_silent = not title or not sys.stdout.isatty()
-    for i in track(range(count + 1), title, transient=True, disable=is_silent):
-        for name, candidate in candidates.items():
-            took = candidate()
-            if i:  # the first is a warm-up
-                seconds[name].append(took)
-    return seconds
+    seconds: list[float]  # of each call
+    memory: int  # bytes
+    error: float | None = None  # as the candidate's
 
-
-def fastest(candidates: Sequence[Candidate]) -> Candidate:
-    """By the better of two calls of each; the first may be slow."""
-    return min(candidates, key=lambda candidate: min(candidate.seconds() for _ in range(2)))
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
 
 
 class Figures(NamedTuple):
@@ -78,24 +70,45 @@ class Figures(NamedTuple):
     median: float  # seconds
     spread: float  # the middle half of the runs, as a share of the median
     speed: float  # relative to the fastest peer
-    memory: int  # bytes
+    megabytes: float
     relative_memory: float  # to the lightest peer's
 
 
-def figures(rows: dict[str, dict]) -> dict[str, Figures]:
-    """Of each row (``seconds``, a list, and ``memory``); peers are those that are not ours."""
-    medians = {name: median(row['seconds']) for name, row in rows.items()}
-    peers = [name for name in rows if not name.startswith('convnext_dense')]
-    quickest = min((medians[name] for name in peers), default=math.nan)
-    lightest = min((rows[name]['memory'] for name in peers), default=math.nan)
-    answer = {}
+def figures(rows: Mapping[str, Measurement]) -> dict[str, Figures]:
+    """Name of a model -> its figures. Peers are all models but those of ``convnext_dense``."""
+    peers = [row for name, row in rows.items() if not name.startswith('convnext_dense')]
+    quickest = min((row.median for row in peers), default=math.nan)
+    lightest = min((row.memory for row in peers), default=math.nan)
+    result = {}
     for name, row in rows.items():
-        times, middle = sorted(row['seconds']), medians[name]
-        spread = (times[-1 - len(times) // 4] - times[len(times) // 4]) / middle
-        answer[name] = Figures(
-            middle, spread, quickest / middle, row['memory'], row['memory'] / lightest
-        )
-    return answer
+        times, quarter = sorted(row.seconds), len(row.seconds) // 4
+        spread = (times[-1 - quarter] - times[quarter]) / row.median
+        speed, relative_memory = quickest / row.median, row.memory / lightest
+        result[name] = Figures(row.median, spread, speed, row.memory / 1e6, relative_memory)
+    return result
+
+
+def interleaved(
+    functions: Mapping[Key, Callable[[], Answer]], count: int, title: str = ''
+) -> dict[Key, list[Answer]]:
+    """Answers of ``count`` calls of each function, and a first one as warm-up, which is dropped.
+
+    The functions take turns, so that whatever else the machine does slows all of them alike.
+
+    Args:
+        title: of the progress bar; without it there is none.
+    """
+    answers: dict[Key, list[Answer]] = {name: [] for name in functions}
+    rounds = range(count + 1)
+    for _ in progress(rounds, title) if title else rounds:
+        for name, function in functions.items():
+            answers[name].append(function())
+    return {name: values[1:] for name, values in answers.items()}
+
+
+def fastest(candidates: Iterable[Candidate]) -> Candidate:
+    """By the better of two calls of each, as the first may be slow."""
+    return min(candidates, key=lambda candidate: min(candidate.seconds() for _ in range(2)))
 
 
 @contextlib.contextmanager
@@ -104,7 +117,7 @@ def tf32(is_on: bool) -> Iterator[None]:
 
     Torch's default is yes in convolutions and no in products.
     """
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:
@@ -115,12 +128,12 @@ def tf32(is_on: bool) -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def synchronize(device: str):
+def synchronize(device: str) -> None:
     if device == 'cuda':
         torch.cuda.synchronize()
 
 
-def peak_memory(function: Callable, device: str) -> int:
+def peak_memory(function: Callable[[], object], device: str) -> int:
     """Bytes at the peak of a call, above what was allocated before it, as the allocator counts."""
     if device == 'cuda':
         torch.cuda.synchronize()
@@ -137,7 +150,7 @@ def peak_memory(function: Callable, device: str) -> int:
     return peak
 
 
-def operators(function: Callable) -> int:
+def operators(function: Callable[[], object]) -> int:
     """Number of operators that a call runs, those within others included."""
     function()  # the first call may do more
     return sum(event.name() != '[memory]' for event in _events(function))
@@ -153,20 +166,21 @@ def _start(event):
     return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()  # torch 2.1
 
 
-def shares(function: Callable, device: str) -> dict[str, float]:
-    """What the time of a call goes to, by kind of operator."""
+def shares(function: Callable[[], object], device: str) -> dict[str, float]:
+    """Key of ``KINDS``, or the name of another operator -> its share of a call's time."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')
     with profile(activities=activities) as record:
         function()
         synchronize(device)
-    times = {event.key: _self_time(event, device) for event in record.key_averages()}
-    parts = {}
-    for key, value in times.items():
-        name = next(
-            (part for part, marks in PARTS.items() if any(mark in key for mark in marks)), key
-        )
-        parts[name] = parts.get(name, 0) + value / max(sum(times.values()), 1)
-    return dict(sorted(parts.items(), key=lambda item: -item[1]))
+    seconds: dict[str, float] = {}
+    for event in record.key_averages():
+        kinds = (kind for kind, marks in KINDS.items() if any(mark in event.key for mark in marks))
+        kind = next(kinds, event.key)
+        seconds[kind] = seconds.get(kind, 0) + _self_time(event, device)
+    total = max(sum(seconds.values()), 1)
+    return {
+        kind: seconds[kind] / total for kind in sorted(seconds, key=lambda kind: -seconds[kind])
+    }
 
 
 def _self_time(event, device):
@@ -179,12 +193,12 @@ def _self_time(event, device):
 def product_rate(dtype: torch.dtype, device: str, side: int = 2048) -> float:
     """FLOP/s of a large matrix product, the best of eleven: what the machine can do at most."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product = Candidate(lambda: a @ b, device, {})
+    product = Candidate(lambda: a @ b, device)
     return 2 * side**3 / min(product.seconds() for _ in range(11))
 
 
-def machine(device: str) -> dict[str, str]:
-    """What a figure has to be read with."""
+def machine(device: str) -> dict[str, Any]:
+    """On what a figure was measured: hardware and versions."""
     facts = dict(
         hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
         threads=torch.get_num_threads(),
@@ -201,23 +215,19 @@ def _commit():
     """Of this clone; '' where the package is installed, or there is no git."""
     root = Path(__file__).resolve().parents[2]
     command = ['git', '-C', str(root), 'rev-parse', '--short', 'HEAD']
-    try:
+    with contextlib.suppress(OSError):
         if (root / '.git').exists():
             return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        pass
     return ''
 
 
 def cpu_name() -> str:
     try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            lines = [line.split(':', 1) for line in file if ':' in line]
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, value in lines}
-    flags = facts.get('flags', '').split()
-    extra = [
-        flag.upper() for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if flag in flags
-    ]
+    pairs = (line.partition(':') for line in lines)
+    facts = {key.strip(): value.strip() for key, _, value in pairs}
+    flags, telling = facts.get('flags', '').split(), ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')
+    extra = [flag.upper() for flag in telling if flag in flags]
     return ' '.join([facts.get('model name', platform.processor()), *extra])

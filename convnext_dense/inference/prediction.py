@@ -3,206 +3,204 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from PIL import Image
-from rich.progress import track
 
 from ..data import label_folder
 from ..data.pictures import distinct_colours, overlay, read, save_labels, with_legend
-from ..printing import quiet
+from ..errors import ConfigError
+from ..printing import progress, quiet
 from .building import load
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.ppm', '.pgm')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 
 
-def make_predictor(cfg, checkpoint, device):
-    """The framework's inferencer. It would load what happens to fit; this one checks the checkpoint to the last name and shape."""
+def make_predictor(cfg: Config, checkpoint: str, device: str):
+    """The inferencer of mmseg or mmdet with a trained model.
+
+    Theirs load the tensors that happen to fit; this one wants every name and shape of the model.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read, or is not of this model.
+    """
     with quiet():
         if cfg.get('default_scope') == 'mmseg':
             from mmseg.apis import MMSegInferencer as Inferencer
         else:
             from mmdet.apis import DetInferencer as Inferencer
 
-    class Checked(Inferencer):
+    class CheckedInferencer(Inferencer):
         def _load_weights_to_model(self, model, _, cfg):
-            meta = dict(
-                label_folder.meta_of(cfg.test_dataloader.dataset), **load(model, checkpoint)
-            )  # what it was trained on comes first
+            # the classes that the model was trained on come before those of the config's data
+            meta = label_folder.meta_of(cfg.test_dataloader.dataset) | load(model, checkpoint)
             names = meta.get('classes') or [str(i) for i in range(256)]
             colours = meta.get('palette') or distinct_colours(len(names))
-            model.dataset_meta = dict(
-                classes=names, palette=[tuple(colour) for colour in colours]
-            )  # mmdet takes no other types
+            palette = [tuple(colour) for colour in colours]  # mmdet takes no other types
+            model.dataset_meta = dict(classes=names, palette=palette)
 
-    MMLogger.get_instance(
-        'mmengine', log_level='ERROR'
-    )  # else it warns of every registry that it falls back from
+    # lower levels warn of every registry in which a type is not found at first
+    MMLogger.get_instance('mmengine', log_level='ERROR')
     with quiet():
         init_default_scope(cfg.default_scope)
-        predictor = Checked(model=cfg, device=device, scope=cfg.default_scope)
-    predictor.show_progress = False  # its own, for every image
+        predictor = CheckedInferencer(model=cfg, device=device, scope=cfg.default_scope)
+    predictor.show_progress = False  # a bar of its own for every image
     return predictor
 
 
-class Job:
-    """Goes through the input; counts what is done, what is not, and why."""
+class Predictions:
+    """Predicts for files, writes what is seen, and keeps count.
 
-    def __init__(self, predictor, args):
-        self.predictor, self.args, self.done, self.failed, self.notes = predictor, args, 0, {}, {}
+    Files in ``out``: ``overlays/`` and, of a segmentor, ``labels/``; ``close`` writes the boxes and
+    masks of a detector to ``predictions.json``.
+
+    Args:
+        predictor: of ``make_predictor``.
+        score: least score of the boxes and masks that are drawn. All are written.
+    """
+
+    def __init__(self, predictor, out: Path, score: float):
+        self.predictor, self.out, self.score = predictor, out, score
         self.meta = predictor.model.dataset_meta
-        self.images, self.annotations, self.others = [], [], 0
+        self.done = self.others = 0  # files that were predicted for; that are no pictures
+        self.failed: dict[str, str] = {}  # file -> why
+        self.notes: dict[str, str] = {}  # file -> what was odd about it
+        self.images: list[dict] = []  # in COCO's format, as the annotations
+        self.annotations: list[dict] = []
 
-    def run(self):
-        source = self.args.input
-        files = (
-            [path for path in sorted(source.rglob('*')) if path.is_file()]
-            if source.is_dir()
-            else [source]
-        )
+    def run(self, source: Path) -> None:
+        """Predict for an image, a video, or all of them in a folder and below it.
+
+        Raises:
+            ConfigError: there are none. What is wrong with a single file is kept in ``failed``.
+        """
+        is_folder = source.is_dir()
+        paths = sorted(source.rglob('*')) if is_folder else [source]
+        files = [path for path in paths if path.is_file()]
         wanted = [path for path in files if path.suffix.lower() in IMAGES + VIDEOS]
         if not wanted:
-            sys.exit(
-                f'{source}: no images or videos; expected files that end in {", ".join(IMAGES + VIDEOS)}'
+            suffixes = ', '.join(IMAGES + VIDEOS)
+            raise ConfigError(
+                f'{source}: no images or videos; expected files that end in {suffixes}'
             )
         self.others = len(files) - len(wanted)
-        root = source if source.is_dir() else source.parent
+        root = source if is_folder else source.parent
         stems = Counter(path.relative_to(root).with_suffix('') for path in wanted)
-        for path in track(wanted, 'predicting', disable=not sys.stdout.isatty()):
+        for path in progress(wanted, 'predicting'):
             name = path.relative_to(root)
-            key = (
-                name if stems[name.with_suffix('')] > 1 else name.with_suffix('')
-            )  # a.jpg and a.png keep their results apart
+            stem = name.with_suffix('')
+            key = str(name if stems[stem] > 1 else stem)  # a.jpg and a.png are kept apart
+            predict = self._video if path.suffix.lower() in VIDEOS else self._image
             try:
-                if path.suffix.lower() in VIDEOS:
-                    self.notes[str(name)] = self.video(path, str(key))
-                else:
-                    image, self.notes[str(name)] = read(path)
-                    drawn = self.predict(image, str(key), str(name))
-                    write(
-                        self.args.out / 'overlays' / f'{key}.png',
-                        lambda file: Image.fromarray(drawn).save(file),
-                    )
+                note = predict(path, key, str(name))
                 self.done += 1
-            except Exception as error:  # whatever is wrong with one file, the others go on
+                if note:
+                    self.notes[str(name)] = note
+            except Exception as error:  # of any kind; the other files go on
                 self.failed[str(name)] = f'{type(error).__name__}: {error}'
 
-    def predict(self, image, key, name, whole_legend=False):
-        """RGB image (H, W, 3) uint8 -> the picture with what is seen in it; results kept under ``key``."""
-        found = self.predictor(np.ascontiguousarray(image[..., ::-1]), return_datasamples=True)
-        found = found['predictions'] if isinstance(found, dict) else found
-        sample = (found[0] if isinstance(found, list) else found).cpu()
-        if 'pred_sem_seg' in sample:
-            labels = sample.pred_sem_seg.data.squeeze(0).numpy()
-            write(
-                self.args.out / 'labels' / f'{key}.png',
-                lambda file: save_labels(labels, self.meta['palette'], file),
-            )
-            present = range(len(self.meta['classes'])) if whole_legend else np.unique(labels)
-            names, colours = (
-                [self.meta[what][i] for i in present] for what in ('classes', 'palette')
-            )
-            return with_legend(overlay(image, labels, self.meta['palette']), names, colours)
-        self.images.append(
-            dict(
-                id=len(self.images) + 1, file_name=name, height=image.shape[0], width=image.shape[1]
-            )
-        )
-        self.annotations += [
-            dict(one, id=len(self.annotations) + i, image_id=len(self.images))
-            for i, one in enumerate(instances(sample), 1)
-        ]
-        visualizer = self.predictor.visualizer
-        visualizer.add_datasample(
-            key, image, sample, draw_gt=False, show=False, pred_score_thr=self.args.score
-        )
-        return visualizer.get_image()
+    def close(self) -> None:
+        if self.images:
+            categories = [dict(id=i, name=name) for i, name in enumerate(self.meta['classes'], 1)]
+            content = dict(images=self.images, annotations=self.annotations, categories=categories)
+            self._path('predictions.json').write_text(json.dumps(content))
 
-    def video(self, path, key):
+    def report(self) -> None:
+        """Print what was done, and what was not and why."""
+        for name, note in self.notes.items():
+            print(f'{name}: {note}')
+        for name, reason in self.failed.items():
+            print(f'skipped {name}: {reason}', file=sys.stderr)
+        others = f', {self.others} files are no pictures' if self.others else ''
+        place = f'see {self.out}' if self.done else 'nothing was written'
+        print(f'{self.done} done, {len(self.failed)} skipped{others}; {place}')
+
+    def _image(self, path, key, name):
+        image, note = read(path)
+        drawn = self._predict(image, key, name)
+        Image.fromarray(drawn).save(self._path(f'overlays/{key}.png'))
+        return note
+
+    def _video(self, path, key, name):
         capture = cv2.VideoCapture(str(path))
-        expected, rate = (
-            int(capture.get(cv2.CAP_PROP_FRAME_COUNT)),
-            capture.get(cv2.CAP_PROP_FPS) or 25,
-        )
         if not capture.isOpened():
             raise OSError('no video that can be read')
-        target, writer, count = self.args.out / 'overlays' / f'{key}.mp4', None, 0
-        target.parent.mkdir(parents=True, exist_ok=True)
+        expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        rate = capture.get(cv2.CAP_PROP_FPS) or 25
+        target, writer, count = self._path(f'overlays/{key}.mp4'), None, 0
         try:
-            while True:
-                is_there, frame = capture.read()
-                if not is_there:
-                    break
-                drawn = self.predict(
-                    frame[..., ::-1], f'{key}/{count:06d}', f'{key}/{count:06d}', whole_legend=True
-                )
-                drawn = drawn[
-                    : drawn.shape[0] // 2 * 2, : drawn.shape[1] // 2 * 2
-                ]  # as codecs want it
-                writer = writer or cv2.VideoWriter(
-                    str(target), cv2.VideoWriter_fourcc(*'mp4v'), rate, drawn.shape[1::-1]
-                )
-                writer.write(np.ascontiguousarray(drawn[..., ::-1]))
+            while (frame := capture.read()[1]) is not None:
+                frame_key = f'{key}/{count:06d}'
+                drawn = self._predict(frame[..., ::-1], frame_key, frame_key, whole_legend=True)
+                height, width = (side // 2 * 2 for side in drawn.shape[:2])  # codecs want even ones
+                if writer is None:
+                    codec = cv2.VideoWriter.fourcc(*'mp4v')
+                    writer = cv2.VideoWriter(str(target), codec, rate, (width, height))
+                writer.write(np.ascontiguousarray(drawn[:height, :width, ::-1]))
                 count += 1
         finally:
             if writer:
                 writer.release()
         if not count:
             raise OSError('no frame can be read')
-        return (
-            f'its header promises {expected} frames, {count} can be read'
-            if count < expected
-            else None
-        )
+        if count < expected:
+            return f'its header promises {expected} frames, {count} can be read'
+        return None
 
-    def close(self):
-        if self.images:
-            categories = [dict(id=i, name=name) for i, name in enumerate(self.meta['classes'], 1)]
-            content = dict(images=self.images, annotations=self.annotations, categories=categories)
-            write(
-                self.args.out / 'predictions.json',
-                lambda file: file.write_text(json.dumps(content)),
+    def _predict(self, image, key, name, whole_legend=False):
+        """RGB image (H, W, 3) uint8 -> a picture of what is seen in it, (H', W', 3) uint8."""
+        results = self.predictor(np.ascontiguousarray(image[..., ::-1]), return_datasamples=True)
+        samples = results['predictions'] if isinstance(results, dict) else results
+        sample = (samples[0] if isinstance(samples, list) else samples).cpu()
+        if 'pred_sem_seg' in sample:
+            return self._labels(
+                image, sample.pred_sem_seg.data.squeeze(0).numpy(), key, whole_legend
             )
-        for name, why in self.notes.items():
-            if why and name not in self.failed:
-                print(f'{name}: {why}')
-        for name, why in self.failed.items():
-            print(f'skipped {name}: {why}', file=sys.stderr)
-        print(
-            f'{self.done} done, {len(self.failed)} skipped{f", {self.others} files are no pictures" if self.others else ""}; '
-            + (f'see {self.args.out}' if self.done else 'nothing was written')
+        height, width = image.shape[:2]
+        number = len(self.images) + 1
+        self.images.append(dict(id=number, file_name=name, height=height, width=width))
+        for annotation in instances(sample):
+            ids = dict(id=len(self.annotations) + 1, image_id=number)
+            self.annotations.append(annotation | ids)
+        visualizer = self.predictor.visualizer
+        visualizer.add_datasample(
+            key, image, sample, draw_gt=False, show=False, pred_score_thr=self.score
         )
+        return visualizer.get_image()
+
+    def _labels(self, image, labels, key, whole_legend):
+        names, colours = self.meta['classes'], self.meta['palette']
+        save_labels(labels, colours, self._path(f'labels/{key}.png'))
+        shown = range(len(names)) if whole_legend else np.unique(labels)
+        painted = overlay(image, labels, colours)
+        return with_legend(painted, [names[i] for i in shown], [colours[i] for i in shown])
+
+    def _path(self, name):
+        path = self.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
-def instances(sample):
-    """The predictions of an image as annotations in COCO's format; category 1 is the first class."""
+def instances(sample) -> Iterator[dict]:
+    """Predictions of an image as annotations in COCO's format; category 1 is the first class."""
     from pycocotools import mask as rle
 
-    found = sample.pred_instances.numpy()
-    for i, (box, label, score) in enumerate(
-        zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist())
-    ):
-        x, y, right, bottom = box
-        one = dict(
-            category_id=label + 1,
-            bbox=[x, y, right - x, bottom - y],
-            area=(right - x) * (bottom - y),
-            iscrowd=0,
-            score=score,
-        )
-        if 'masks' in found:
-            mask = rle.encode(np.asfortranarray(found.masks[i].astype(np.uint8)))
-            one.update(
-                segmentation=dict(mask, counts=mask['counts'].decode()),
-                area=int(found.masks[i].sum()),
-            )
-        yield one
-
-
-def write(path, save):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(path)
+    predicted = sample.pred_instances.numpy()
+    boxes, labels, scores = (predicted[key].tolist() for key in ('bboxes', 'labels', 'scores'))
+    for i, ((left, top, right, bottom), label, score) in enumerate(zip(boxes, labels, scores)):
+        width, height = right - left, bottom - top
+        annotation = dict(category_id=label + 1, bbox=[left, top, width, height], score=score)
+        annotation.update(area=width * height, iscrowd=0)
+        if 'masks' in predicted:
+            mask = predicted.masks[i]
+            code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+            code['counts'] = code['counts'].decode()
+            annotation.update(segmentation=code, area=int(mask.sum()))
+        yield annotation

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 
 from ..architectures import get_architecture
 from ..backbone import ConvNeXt
 from ..errors import ConfigError
-from ..inference.building import build, without_init
+from ..inference.building import build
 from ..weights import load_weights
 from .editing import dotted
 from .finding import at
@@ -87,7 +87,7 @@ def _prove(swap, owner):
 
 def run_step(cfg) -> Proof:
     torch.manual_seed(0)
-    model = revert_sync_batchnorm(MODELS.build(without_init(cfg)))
+    model = revert_sync_batchnorm(build(cfg, 'cpu'))
     model.init_weights()
     model.train()
     clock = MessageHub.get_current_instance()  # some losses warm up

@@ -1,62 +1,78 @@
-"""What train.py and test.py share: arguments, the config, and messages in place of tracebacks; and how others run them."""
+"""What the train and test commands run: the config, made ready; and how other code starts them."""
 
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
 
 from ..data.locating import data_paths, move_data
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError
 
-PROGRESS = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
-
-
-def add_common_arguments(parser):
-    parser.add_argument('config', help='path of a config')
-    parser.add_argument(
-        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)'
-    )
-    parser.add_argument(
-        '--data-root', help='folder of the data, in place of the one that the config names'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override the config, for instance train_dataloader.batch_size=4',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+LOGGED = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
 
 
-def load_config(args, splits) -> Config:
-    """The config with the command line's overrides. Exits if the data of one of its ``splits`` are missing."""
-    if not Path(args.config).is_file():
-        sys.exit(f'no config at {args.config}')
-    cfg = Config.fromfile(args.config)
-    if args.data_root:
-        move_data(cfg, args.data_root)
-    cfg.merge_from_dict(args.cfg_options or {})
-    cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    missing = [path for split in splits for path in data_paths(cfg, split) if not path.exists()]
+class Progress(NamedTuple):
+    mode: str  # train, val or test
+    done: int  # iterations
+    total: int
+    loss: float | None
+
+
+def read_config(path: str) -> Config:
+    """A config file with everything that it inherits.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f'no config at {path}')
+    return Config.fromfile(path)
+
+
+def load_config(
+    path: str,
+    splits: Sequence[str],
+    work_dir: str | None = None,
+    data_root: str | None = None,
+    options: dict | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """A config with the command line's overrides, ready for MMEngine's runner.
+
+    Args:
+        splits: those that the run reads, of ``'train'``, ``'val'`` and ``'test'``.
+        work_dir: default: what the config says, else ``work_dirs/NAME_OF_CONFIG``.
+        data_root: folder of the data, in place of the config's.
+        options: dotted key -> value.
+
+    Raises:
+        ConfigError: there is no such config, or files of one of the splits are missing.
+    """
+    cfg = read_config(path)
+    if data_root:
+        move_data(cfg, data_root)
+    cfg.merge_from_dict(options or {})
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    missing = [file for split in splits for file in data_paths(cfg, split) if not file.exists()]
     if missing:
-        sys.exit(
+        raise ConfigError(
             'The data of this config are not there:\n'
-            + '\n'.join(f'  {path}' for path in missing)
-            + '\nPut or link them there (README, "Train on COCO or ADE20K"), or name their folder: --data-root FOLDER'
+            + '\n'.join(f'  {file}' for file in missing)
+            + '\nPut or link them there (README, "Train on COCO or ADE20K"), '
+            'or name their folder: --data-root FOLDER'
         )
     return cfg
 
 
-def fit_to_machine(cfg):
-    """AMP needs an accelerator: without one the recipe is trained in fp32, and that is said."""
+def fit_to_machine(cfg: Config) -> None:
+    """Switch mixed precision off where there is no accelerator, and say so."""
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
         if int(os.environ.get('RANK', 0)) == 0:
             print('No GPU here: automatic mixed precision is off, training in fp32.')
@@ -65,38 +81,33 @@ def fit_to_machine(cfg):
             cfg.optim_wrapper.pop(key, None)
 
 
-def execute(cfg, method):
-    """Build the runner and call its ``method`` (train or test). What this package raises is printed, not traced."""
-    try:
-        getattr(Runner.from_cfg(cfg), method)()
-    except (ConfigError, WeightsError) as error:
-        sys.exit(f'\n{type(error).__name__}: {error}')
+def follow(command: str, arguments: Sequence, log: str | Path) -> Iterator[Progress]:
+    """Run the command ``train`` or ``test`` in a process of its own, to its end.
 
-
-def follow(command: str, arguments, log) -> Iterator[tuple[str, int, int, float | None]]:
-    """Run ``train`` or ``test`` to its end, its output added to the file ``log``.
+    Args:
+        arguments: of its command line.
+        log: file that its output is added to.
 
     Yields:
-        train, val or test; iterations done; of how many; loss.
+        What it logs of its progress, when it does.
 
     Raises:
-        RuntimeError: it failed, with the last line that it wrote.
+        RuntimeError: it failed; the message has the last line that it wrote.
     """
-    line = 'it wrote nothing'
-    with (
-        open(log, 'a', encoding='utf-8') as file,
-        subprocess.Popen(
-            [sys.executable, '-m', 'convnext_dense.commands', command, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process,
-    ):
-        for text in process.stdout:
-            file.write(text)
-            line = text.strip() or line
-            match = PROGRESS.search(text)
+    last_line = 'it wrote nothing'
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'convnext_dense.commands', command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with open(log, 'a', encoding='utf-8') as file, process:
+        for line in process.stdout or ():
+            file.write(line)
+            last_line = line.strip() or last_line
+            match = LOGGED.search(line)
             if match:
-                yield match[1], int(match[2]), int(match[3]), float(match[4]) if match[4] else None
+                mode, done, total, loss = match.groups()
+                yield Progress(mode, int(done), int(total), float(loss) if loss else None)
     if process.returncode:
-        raise RuntimeError(f'{command} failed: {line} (the whole log: {log})')
+        raise RuntimeError(f'{command} failed: {last_line} (the whole log: {log})')
