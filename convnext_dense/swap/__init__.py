@@ -1,7 +1,10 @@
-"""The backbone of a config, replaced by ConvNeXt: find it, measure it, plan the changes, prove them, write them."""
+"""The backbone of a config, replaced by ConvNeXt.
 
+It is measured, replaced with all that depends on it, trained for a step as a proof, and written.
+"""
+
+from .config_files import find_config
 from .editing import Absent, Change, dotted
-from .finding import find_config
 from .planning import Swap, allow_unused, plan, swap_backbone
 from .proof import Proof, prove
 from .writing import write_config
