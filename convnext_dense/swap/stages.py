@@ -19,18 +19,17 @@ def choose_stages(strides: Sequence[int]) -> tuple[list[int], int]:
     The deepest map is replaced by the last stage, at the stride of that map; the others by the
     stage whose stride is nearest to theirs:
 
-        strides 8, 16, 32      (RetinaNet's)     stages 1, 2, 3      output stride 32
-        strides 4, 8, 8, 8     (PSPNet's)        stages 0, 1, 2, 3   output stride 8
+        strides 8, 16, 32  (those of DINO)      ->  stages 1, 2, 3     output stride 32
+        strides 4, 8, 8, 8 (those of PSPNet)    ->  stages 0, 1, 2, 3  output stride 8
     """
     output_stride = max(8, min(32, strides[-1]))
-    own_strides = [min(stride, output_stride) for stride in STRIDES]
+    stage_strides = [min(stride, output_stride) for stride in STRIDES]
     stages: list[int] = []
-    above = len(STRIDES)  # the stage of the map before, going from deep to shallow
     for stride in reversed(strides):
-        distances = [abs(math.log2(own / stride)) for own in own_strides]
+        distances = [abs(math.log2(of_stage / stride)) for of_stage in stage_strides]
         nearest = [stage for stage, distance in enumerate(distances) if distance == min(distances)]
-        above = max([stage for stage in nearest if stage < above], default=nearest[0])
-        stages.insert(0, above)
+        deeper = stages[0] if stages else len(STRIDES)
+        stages.insert(0, max([s for s in nearest if s < deeper], default=nearest[0]))
     return stages, output_stride
 
 
