@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from conftest import run
 from convnext_dense.swap import find_config, plan, write_config
-from convnext_dense.swap.finding import zoo
+from convnext_dense.swap.config_files import config_folder
 
 ITERATIONS = 20
 COMMON = f"""
@@ -107,7 +107,7 @@ def losses(name, library, data, extra, folder):
         + f'optim_wrapper = dict(optimizer=dict(lr={1e-3 if library == "mmseg" else 3e-4}))\n'
     )
     run(
-        zoo(library).parent / 'tools/train.py',
+        config_folder(library).parent / 'tools/train.py',
         folder / 'overfit.py',
         '--work-dir',
         folder / 'work',
