@@ -1,25 +1,37 @@
-"""Swap the backbone of every config that mmdet and mmseg install, train each distinct model for a step, write the table."""
+"""The census: every config that mmdet and mmseg install is swapped, and what came of it is told.
 
+Each config is swapped, and each distinct swapped model trained, in a process of its own. So none
+takes the others along when it crashes, and its limits of time and memory are its own.
+"""
+
+import io
 import json
-import multiprocessing
 import os
 import re
 import resource
+import sys
+import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from rich.progress import track
+from mmengine.config import Config
 
 from ..errors import ConfigError
+from ..printing import markdown_table, progress
 from ..swap import plan, prove
-from ..swap.finding import LIBRARIES, at, find_owners, read_config, zoo
+from ..swap.config_files import LIBRARIES, config_folder, read_config
+from ..swap.editing import at
+from ..swap.old_backbone import find_owners
 from ..swap.proof import run_step
+from .processes import Process
 
 LIMIT = 900  # seconds for one model
+# Keys that may differ between configs of the same model.
 NOT_GRAPH = re.compile(
     'init_cfg|pretrained|train_cfg|test_cfg|data_preprocessor|num_classes|loss.*'
 )
@@ -31,229 +43,258 @@ STATES = dict(
     broken='does not run before the swap',
     fails='fails',
 )
+# Part of a ConfigError's message -> the state of a config of which it is said.
+STATE_OF_ERROR = {
+    'not a config that MMEngine can read': 'no model',  # a script that lies among the configs
+    'new-style': 'no model',
+    'another backbone': 'cannot',
+    'no backbone': 'cannot',
+}
 
 
-def in_processes(function, items, what):
-    """One process for each item, so that none can take the others along: not by a crash, nor by time or memory."""
+@dataclass
+class Row:
+    """What came of one config."""
 
-    def one(item):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=lambda: theirs.send(limited(function, item)))
-        process.start()
-        theirs.close()
+    config: str  # LIBRARY/FAMILY/NAME.py
+    state: str = ''  # a key of STATES, or 'no model'
+    why: str = ''  # it cannot, is broken or fails
+    adapters: list[str] = field(default_factory=list)  # Swap.adapters
+    lost: bool = False  # layers of the method were in the old backbone
+    graph: str = ''  # the swapped model as JSON, but for what may differ
+    trained: bool = False  # itself: it is the first of its graph
+    step: str = ''  # Proof.step
+    unused: list[str] = field(default_factory=list)  # Proof.without_gradient
+
+    @property
+    def family(self) -> str:
+        return '/'.join(self.config.split('/')[:2])
+
+    @property
+    def works(self) -> bool:
+        return self.state in ('works', 'adapter')
+
+
+def census(arch: str, only: str = '') -> list[Row]:
+    """Swap every config whose path contains ``only``, and train each distinct model for a step."""
+    import mmseg.models  # noqa: F401  once, for all processes
+
+    rows = [
+        Row(f'{library}/{path.relative_to(folder).as_posix()}')
+        for library in LIBRARIES
+        if (folder := config_folder(library))
+        for path in sorted(folder.rglob('*.py'))
+        if '_base_' not in path.parts and only in str(path)
+    ]
+    with tempfile.TemporaryDirectory() as bert:
+        make_bert(bert)
+        rows = ask_each('swapped', rows, arch, bert)
+        rows = [row for row in rows if row.state != 'no model']
+        first: dict[str, Row] = {}
+        for row in rows:
+            if row.graph:
+                row.trained = first.setdefault(row.graph, row) is row
+        proofs = {row.graph: row for row in ask_each('trained', first.values(), arch, bert)}
+    for row in rows:
+        if proof := proofs.get(row.graph):
+            row.why, row.step, row.unused = proof.why, proof.step, proof.unused
+            row.state = 'adapter' if proof.works and row.adapters else proof.state
+    return rows
+
+
+def ask_each(question: str, rows: Iterable[Row], arch: str, bert: str) -> list[Row]:
+    """What the ``Trial`` of each row, in a process of its own, answers to ``question``."""
+
+    def ask(row: Row) -> Row:
+        process = Process(Trial, row, arch, bert, method='fork')
         try:
-            result = (
-                ours.recv() if ours.poll(LIMIT) else dict(state='fails', why=f'more than {LIMIT} s')
-            )
-        except EOFError:
-            result = dict(state='fails', why='the process crashed')
-        process.kill()
-        process.join()
-        return result
+            return process.ask(question, LIMIT)
+        except RuntimeError as error:
+            return replace(row, state='fails', why=str(error))
+        finally:
+            process.end()
 
-    context = multiprocessing.get_context('fork')  # with the libraries imported
+    rows = list(rows)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(track(threads.map(one, items), what, len(items)))
+        return list(progress(threads.map(ask, rows), question, len(rows)))
 
 
-# ---- in the processes ----
+class Trial:
+    """A config in a process of its own, which this limits in memory and in what it prints.
+
+    Args:
+        bert: folder of the BERT that takes the place of the published one.
+    """
+
+    def __init__(self, row: Row, arch: str, bert: str):
+        self.row, self.arch, self.bert = row, arch, bert
+        torch.set_num_threads(1)
+        warnings.filterwarnings('ignore')
+        sys.stderr = io.StringIO()
+        # of address space, which is more than what is used
+        limit = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') * 4 // 5
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    def swapped(self) -> Row:
+        """The row with the graph of its swapped model, or with the reason why there is none."""
+        try:
+            cfg = self._read()
+            if not isinstance(cfg.get('model'), dict):
+                return replace(self.row, state='no model')
+            swap = plan(cfg, self.arch)
+        except ConfigError as error:
+            states = (state for part, state in STATE_OF_ERROR.items() if part in str(error))
+            return replace(self.row, state=next(states, 'fails'), why=str(error))
+        graph = json.dumps(graph_of(swap.cfg.model.to_dict()), sort_keys=True, default=str)
+        lost = any('gone with it' in warning for warning in swap.warnings)
+        return replace(self.row, graph=graph, adapters=swap.adapters, lost=lost)
+
+    def trained(self) -> Row:
+        """The row after a step of training. If the step fails, the original is to run one."""
+        try:
+            proof = prove(plan(self._read(), self.arch))
+            unused = proof.without_gradient
+            return replace(self.row, state='works', step=proof.step, unused=unused)
+        except Exception as error:
+            why = first_reason(error)
+        try:
+            cfg = self._read()
+            run_step(at(cfg, find_owners(cfg)[0]))
+        except Exception as error:
+            if 'does not reach' not in str(error):  # the stem, which old backbones freeze
+                return replace(self.row, state='broken', why=first_reason(error))
+        return replace(self.row, state='fails', why=why)
+
+    def _read(self) -> Config:
+        library, name = self.row.config.split('/', 1)
+        folder = config_folder(library) or Path()
+        os.chdir(folder.parent)  # a distilled model names its teacher relative to there
+        cfg = read_config(folder / name)
+        if isinstance(cfg.get('model'), dict):
+            cfg.model = fit_to_machine(cfg.model, self.bert)
+        return cfg
 
 
-def prepare(bert, arch):
-    global BERT_FOLDER, ARCH
-    BERT_FOLDER, ARCH = bert, arch
-    import mmseg.models  # noqa: F401
-
-    torch.set_num_threads(1)
-
-
-def limited(function, item):
-    warnings.filterwarnings('ignore')
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    resource.setrlimit(
-        resource.RLIMIT_AS, (memory * 4 // 5, memory * 4 // 5)
-    )  # address space is more than what is used
-    with open(os.devnull, 'w') as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
-        return function(item)
-
-
-def read(library, name):
-    os.chdir(zoo(library).parent)  # a distilled model names its teacher relative to there
-    cfg = read_config(zoo(library) / name)
-    if isinstance(cfg.get('model'), dict):
-        cfg.model = fit_to_machine(cfg.model)
-    return cfg
-
-
-def swap(item):
-    try:
-        cfg = read(*item)
-        if not isinstance(cfg.get('model'), dict):
-            return dict(state='no model')
-        done = plan(cfg, ARCH)
-    except ConfigError as error:
-        if 'not a config that MMEngine can read' in str(error) or 'new-style' in str(
-            error
-        ):  # scripts that lie among them
-            return dict(state='no model')
-        refused = 'another backbone' in str(error) or 'no backbone' in str(error)
-        return dict(state='cannot' if refused else 'fails', why=str(error))
-    except Exception as error:
-        return dict(state='fails', why=f'{type(error).__name__}: {error}')
-    graph = json.dumps(graph_of(done.cfg.model.to_dict()), sort_keys=True, default=str)
-    lost = [warning for warning in done.warnings if 'gone with it' in warning]
-    return dict(state='swapped', graph=graph, adapters=done.adapters, lost=lost)
-
-
-def train(item):
-    """The step that proves a swapped model. If it fails, its original is asked for one."""
-    try:
-        proof = prove(plan(read(*item), ARCH))
-        return dict(step=proof.step, unused=proof.without_gradient)
-    except Exception as error:
-        reason = first_reason(error)
-    try:
-        cfg = read(*item)
-        run_step(at(cfg, find_owners(cfg)[0]))
-    except Exception as error:
-        if 'does not reach' not in str(error):  # frozen stems of old backbones
-            return dict(state='broken', why=first_reason(error))
-    return dict(state='fails', why=reason)
-
-
-def first_reason(error):
-    return (
-        ' '.join(re.sub('.*ConfigError: ', '', str(error), flags=re.S).split('; ')[0].split())
-        or type(error).__name__
-    )
+def first_reason(error: Exception) -> str:
+    text = re.sub('.*ConfigError: ', '', str(error), flags=re.DOTALL).split('; ')[0]
+    return ' '.join(text.split()) or type(error).__name__
 
 
 def graph_of(value):
     if isinstance(value, dict):
-        return {
-            key: graph_of(inner) for key, inner in value.items() if not NOT_GRAPH.fullmatch(key)
-        }
+        kept = [key for key in value if not NOT_GRAPH.fullmatch(key)]
+        return {key: graph_of(value[key]) for key in kept}
     return [graph_of(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def fit_to_machine(value):
+def fit_to_machine(value, bert: str):
     """The small BERT, and no checkpointing by fairscale, which saves memory only."""
     if isinstance(value, dict):
         return type(value)(
-            {key: 0 if key == 'num_cp' else fit_to_machine(inner) for key, inner in value.items()}
+            {k: 0 if k == 'num_cp' else fit_to_machine(v, bert) for k, v in value.items()}
         )
     if isinstance(value, (list, tuple)):
-        return type(value)(fit_to_machine(inner) for inner in value)
-    return BERT_FOLDER if value == BERT else value
+        return type(value)(fit_to_machine(inner, bert) for inner in value)
+    return bert if value == BERT else value
 
 
-def make_bert(folder):
+def make_bert(folder: str) -> None:
+    """Write a BERT of two layers with random weights, and its tokenizer."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?', 'a', 'b']
-    Path(folder, 'vocab.txt').write_text(
-        '\n'.join(words + [f'[unused{i}]' for i in range(1000)]), encoding='utf-8'
-    )
-    BertTokenizerFast(str(Path(folder, 'vocab.txt'))).save_pretrained(folder)
-    BertModel(BertConfig(vocab_size=len(words) + 1000, num_hidden_layers=2)).save_pretrained(folder)
-    return folder
+    words += [f'[unused{i}]' for i in range(1000)]
+    vocabulary = Path(folder, 'vocab.txt')
+    vocabulary.write_text('\n'.join(words), encoding='utf-8')
+    BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(words), num_hidden_layers=2)).save_pretrained(folder)
 
 
 # ---- the report ----
 
 
-def report(rows, arch):
-    exchangeable = [row for row in rows if row['state'] != 'cannot']
-    families = {(row['library'], row['family']) for row in exchangeable}
-    broken = {
-        key for key in families if all(row['state'] == 'broken' for row in of(exchangeable, key))
-    }
-    whole = {
-        key
-        for key in families - broken
-        if all(row['state'] in ('works', 'adapter', 'broken') for row in of(exchangeable, key))
-    }
-    counted = [row for row in exchangeable if row['state'] != 'broken']
-    good = [row for row in counted if row['state'] in ('works', 'adapter')]
-    chosen = [row for row in rows if row.get('of') == row['config']]
-    steps = Counter(row.get('step') for row in chosen if row['state'] in ('works', 'adapter'))
-    lines = [
-        '# Census: whose backbone can be swapped',
-        '',
-        f'Made by `make census`; ConvNeXt-{arch}. {versions()}',
-        '',
-        f'{len(rows)} configs with a model were swapped. Their swapped models are {len(chosen)} distinct ones (equal but for weights, '
-        'losses, numbers of classes, and settings of training and test counts as one), and each of these was built and run: '
-        f'{steps["loss"]} trained a step with the loss of the method, {steps["forward"]} ran forward and backward from their raw '
-        'outputs, because their loss needs data of its own kind. "Works" means that gradients reached the stem.',
-        '',
-        f'**{len(whole)} of {len(families - broken)} families** whose backbone is exchangeable work, and {len(good)} of '
-        f'{len(counted)} of their configs ({len(good) / max(len(counted), 1):.1%}). Configs that do not run with their own '
-        'backbone here either are not counted; what stopped them is quoted below.',
-        '',
-    ]
+def report(rows: Sequence[Row], arch: str) -> str:
+    """The page in Markdown."""
+    parts = [summary(rows, arch)]
     for library in LIBRARIES:
-        lines += [
-            f'## {library}',
-            '',
-            '| family | configs | distinct | '
-            + ' | '.join(STATES.values())
-            + ' | adapter or reason |',
-            '|---' * (len(STATES) + 4) + '|',
-        ]
-        for key in sorted(
-            {(row['library'], row['family']) for row in rows if row['library'] == library}
-        ):
-            own = of(rows, key)
-            states = Counter(row['state'] for row in own)
-            notes = Counter(
-                note for row in own for note in dict.fromkeys(row.get('adapters') or [])
-            )
-            notes.update(
-                row['why'].partition(':')[0] if row['state'] == 'cannot' else 'see below'
-                for row in own
-                if row['state'] in ('cannot', 'broken', 'fails')
-            )
-            notes.update(
-                'layers of the method were in the old backbone' for row in own if row.get('lost')
-            )
-            lines.append(
-                f'| {key[1]} | {len(own)} | {sum(row.get("of") == row["config"] for row in own)} | '
-                + ' | '.join(str(states[state] or '') for state in STATES)
-                + f' | {"; ".join(notes)} |'
-            )
-        lines.append('')
-    for state, title in (
-        ('cannot', 'Cannot'),
-        ('broken', 'Does not run before the swap'),
-        ('fails', 'Fails'),
-    ):
-        found = {}
-        for row in rows:
-            if row['state'] == state:
-                found.setdefault(row['why'], []).append(row['config'])
-        lines += [f'## {title}', '']
-        lines += [
-            f'- {", ".join(f"`{name}`" for name in names[:3])}{f" and {len(names) - 3} more" if len(names) > 3 else ""}: {why[:400]}'
-            for why, names in found.items()
-        ] or ['None.']
-        lines.append('')
-    unused = [row for row in chosen if row.get('unused')]
-    lines += [
+        of_library = [row for row in rows if row.config.startswith(f'{library}/')]
+        parts += [f'## {library}', table(of_library)]
+    for state in ('cannot', 'broken', 'fails'):
+        of_state = [row for row in rows if row.state == state]
+        parts += [f'## {STATES[state].capitalize()}', reasons(of_state)]
+    unused = [row for row in rows if row.trained and row.unused]
+    parts += [
         '## Maps without a gradient',
-        '',
         'Distributed training of these needs `find_unused_parameters=True`, which the tool sets:',
-        '',
+        '\n'.join(f'- `{row.config}`: {", ".join(row.unused)}' for row in unused) or 'None.',
     ]
-    lines += [f'- `{row["config"]}`: {", ".join(row["unused"])}' for row in unused] or ['None.']
-    return '\n'.join(lines) + '\n'
+    return '\n\n'.join(parts) + '\n'
 
 
-def of(rows, key):
-    return [row for row in rows if (row['library'], row['family']) == key]
+def summary(rows: Sequence[Row], arch: str) -> str:
+    counted = [row for row in rows if row.state not in ('cannot', 'broken')]
+    good = [row for row in counted if row.works]
+    families = {row.family for row in counted}
+    whole = families - {row.family for row in counted if not row.works}
+    trained = [row for row in rows if row.trained]
+    steps = Counter(row.step for row in trained if row.works)
+    return (
+        '# Census: whose backbone can be swapped\n\n'
+        f'Made by `make census`; ConvNeXt-{arch}. {versions()}\n\n'
+        f'{len(rows)} configs with a model were swapped. Their swapped models are {len(trained)} '
+        'distinct ones (equal but for weights, losses, numbers of classes, and settings of '
+        'training and test counts as one), and each of these was built and run: '
+        f'{steps["loss"]} trained a step with the loss of the method, {steps["forward"]} ran '
+        'forward and backward from their raw outputs, because their loss needs data of its own '
+        'kind. "Works" means that gradients reached the stem.\n\n'
+        f'**{len(whole)} of {len(families)} families** whose backbone is exchangeable work, and '
+        f'{len(good)} of {len(counted)} of their configs ({len(good) / max(len(counted), 1):.1%}). '
+        'Configs that do not run with their own backbone here either are not counted; what '
+        'stopped them is quoted below.'
+    )
 
 
-def versions():
+def table(rows: Sequence[Row]) -> str:
+    """A line for each family."""
+    lines = []
+    for name in sorted({row.family for row in rows}):
+        family = [row for row in rows if row.family == name]
+        states = Counter(row.state for row in family)
+        counts = [states[state] or '' for state in STATES]
+        distinct = sum(row.trained for row in family)
+        name = name.rpartition('/')[2]
+        lines.append([name, len(family), distinct, *counts, '; '.join(notes(family))])
+    return markdown_table(
+        ['family', 'configs', 'distinct', *STATES.values(), 'adapter or reason'], lines
+    )
+
+
+def notes(family: Sequence[Row]) -> list[str]:
+    """What is to be said of a family's configs, each note once."""
+    texts = [adapter for row in family for adapter in row.adapters]
+    texts += [
+        row.why.partition(':')[0] if row.state == 'cannot' else 'see below'
+        for row in family
+        if not row.works
+    ]
+    if any(row.lost for row in family):
+        texts.append('layers of the method were in the old backbone')
+    return list(dict.fromkeys(texts))
+
+
+def reasons(rows: Sequence[Row]) -> str:
+    """Why rows do not work, with the first configs of each reason."""
+    configs: dict[str, list[str]] = {}
+    for row in rows:
+        configs.setdefault(row.why, []).append(f'`{row.config}`')
+    lines = []
+    for why, names in configs.items():
+        more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+        lines.append(f'- {", ".join(names[:3])}{more}: {why[:400]}')
+    return '\n'.join(lines) or 'None.'
+
+
+def versions() -> str:
     import mmdet
     import mmengine
     import mmseg

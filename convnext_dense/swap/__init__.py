@@ -1,7 +1,24 @@
-"""The backbone of a config, replaced by ConvNeXt: find it, measure it, plan the changes, prove them, write them."""
+"""The backbone of a config, replaced by ConvNeXt.
 
+``plan`` goes through these files in this order; docs/swap.md tells the same in words:
+
+    config_files    the config that a user names is found and read
+    old_backbone    where in it the backbone is, and which methods cannot be given another one
+    measuring       the maps that backbone and neck emit
+    stages          the maps that are read, and the stage of ConvNeXt that replaces each
+    new_backbone    the dict of ConvNeXt
+    widths          the keys of neck and heads that hold the widths of maps
+    rewiring        these keys are set to the new widths
+    adapters        models that need more than that: plain ViTs, C4, U-Net, levels beyond stride 32
+    surroundings    normalisation, weights and names of the old backbone
+    optimiser       layer-wise learning-rate decay
+
+``prove`` (proof) then trains the model for a step, ``write_config`` (writing) writes the config.
+All changes are made through ``editing``, which remembers them.
+"""
+
+from .config_files import find_config
 from .editing import Absent, Change, dotted
-from .finding import find_config
 from .planning import Swap, allow_unused, plan, swap_backbone
 from .proof import Proof, prove
 from .writing import write_config

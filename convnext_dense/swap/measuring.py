@@ -1,4 +1,4 @@
-"""What a backbone emits and what a neck makes of it, found by running them."""
+"""What a backbone emits and what a neck makes of it: both are built without weights and run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,39 +9,36 @@ from ..architectures import get_architecture
 from ..errors import ConfigError
 from ..inference.building import build
 
-# Of the image that they are run on, pixels. A backbone made for one size is run on that. A neck first sees the size of
-# pedestrians, since the one that re-identifies them pools just that, then one large enough for SSD's.
+STRIDES = (4, 8, 16, 32)  # of ConvNeXt's stages
+# Side of the image that a backbone is run on, pixels, by device. The meta device needs neither
+# time nor memory; what cannot run there runs on the CPU. A backbone that is made for images of one
+# size (img_size) is then tried with that.
 SIDES = dict(meta=512, cpu=256)
+# Device and size of the image that a neck's maps are of. The neck of pedestrian re-identification
+# pools maps of just 256 x 128 pixels; SSD's, which halves them six times, needs large ones.
 NECK_SIZES = ('meta', (256, 128)), ('meta', (512, 512)), ('cpu', (256, 256))
 
 
 class Map(NamedTuple):
     channels: int
-    stride: int  # of the image; 0 for a vector
+    stride: int  # in pixels of the image; 0 for a vector
 
 
 def measure_backbone(cfg: dict) -> tuple[list[Map], bool]:
-    """The maps that it emits, in its order, and whether all of it is frozen.
+    """The maps that a backbone emits, in its order, and whether all of its parameters are frozen.
 
     Raises:
         ConfigError: it cannot be built or run.
     """
-    if (
-        cfg.get('type') == 'mmpretrain.ConvNeXt'
-    ):  # the same network, from a package that often cannot be imported
-        chosen = cfg.get('out_indices', -1)
+    if cfg.get('type') == 'mmpretrain.ConvNeXt':  # of a package that often cannot be imported
+        indices = cfg.get('out_indices', -1)
         dims = get_architecture(cfg.get('arch', 'tiny')).dims
-        return [
-            Map(dims[i], 4 * 2 ** (i % 4))
-            for i in ([chosen] if isinstance(chosen, int) else chosen)
-        ], False
-    channels = cfg.get('in_channels', 3)
-    own = cfg.get('img_size')
-    own_side = own if isinstance(own, int) or not own else own[0]
-    for device, side in (
-        *SIDES.items(),
-        *(((device, own_side) for device in SIDES) if own else ()),
-    ):
+        indices = [indices] if isinstance(indices, int) else indices
+        return [Map(dims[i], STRIDES[i]) for i in indices], False
+    channels, fixed = cfg.get('in_channels', 3), cfg.get('img_size')
+    fixed = fixed[0] if isinstance(fixed, (list, tuple)) and fixed else fixed
+    attempts = [*SIDES.items(), *((device, fixed) for device in SIDES if fixed)]
+    for device, side in attempts:
         try:
             backbone = build(cfg, device)
             with torch.no_grad():
@@ -58,25 +55,24 @@ def measure_backbone(cfg: dict) -> tuple[list[Map], bool]:
 
 
 def measure_neck(cfg, maps: Sequence[Map]) -> tuple[list[Map], list[bool]]:
-    """What the neck (a dict, or several in a list) emits for ``maps``, and which of these it uses.
+    """What a neck (a dict, or several in a list) emits for ``maps``, and which of these it uses.
+
+    A map is used if a gradient of the outputs' sum reaches it.
 
     Raises:
         ConfigError: it cannot be built or run.
     """
     for device, size in NECK_SIZES:
         try:
-            inputs = [
-                torch.zeros(
-                    1, channels, *(side // stride for side in size), device=device
-                ).requires_grad_()
-                for channels, stride in maps
-            ]
+            inputs = []
+            for channels, stride in maps:
+                shape = 1, channels, *(side // stride for side in size)
+                inputs.append(torch.zeros(shape, device=device, requires_grad=True))
             outputs = build(cfg, device)(tuple(inputs))
             outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
             sum(output.sum() for output in outputs).backward()
-            return [_map(output, size[0]) for output in outputs], [
-                image.grad is not None for image in inputs
-            ]
+            used = [tensor.grad is not None for tensor in inputs]
+            return [_map(output, size[0]) for output in outputs], used
         except Exception as error:
             reason = error
     name = cfg.get('type') if isinstance(cfg, dict) else [part.get('type') for part in cfg]
@@ -86,8 +82,7 @@ def measure_neck(cfg, maps: Sequence[Map]) -> tuple[list[Map], list[bool]]:
     ) from reason
 
 
-def _map(output, side) -> Map:
-    output = (
-        output[0] if isinstance(output, (tuple, list)) else output
-    )  # a class token beside the map
+def _map(output, side: int) -> Map:
+    """Of a tensor (N, C, H, W) or (N, C), or of a pair of a map and a class token."""
+    output = output[0] if isinstance(output, (tuple, list)) else output
     return Map(output.shape[1], round(side / output.shape[2]) if output.dim() == 4 else 0)

@@ -4,10 +4,11 @@ import copy
 import logging
 import re
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import MessageHub, MMLogger
@@ -19,73 +20,71 @@ from ..backbone import ConvNeXt
 from ..errors import ConfigError
 from ..inference.building import build
 from ..weights import load_weights
-from .editing import dotted
-from .finding import at
+from .editing import KeyPath, at, dotted
 from .planning import Swap
 
-# Height and width of the image, pixels: the first that a model can do with. Pedestrians are higher than wide.
-SIZES = (128, 128), (256, 128), (320, 320), (512, 512)
+Size = tuple[int, int]  # height and width of an image, pixels
+# The first that a model can be trained with counts. Pedestrians are higher than wide.
+SIZES: tuple[Size, ...] = (128, 128), (256, 128), (320, 320), (512, 512)
 TOO_SMALL = re.compile(
     'greater than actual input|too small|smaller than kernel|index k out of range'
 )
 
 
 class Proof(NamedTuple):
-    step: str  # what was run: 'loss', or where a method's training needs data of its own kind, 'forward'
+    step: str  # 'loss', or 'forward' where the method's loss needs data of its own kind
     loss: float
     without_gradient: list[str]  # parameters of the backbone that the step does not reach
 
 
 def prove(swap: Swap) -> Proof:
-    """Build the model on the meta device at full size, then run one step on two images of 128 pixels and go back to the stem.
+    """Build the model on the meta device at full size, then train it for a step on two images.
 
-    What holds the backbone is proven: the detector within a tracker, the student within a semi-supervised model. With
-    one block a stage the widths are those of the full model. Weights in a local file are loaded.
+    The images are noise, of 128 pixels if the model can do with that. The backbone has one block a
+    stage, so the widths are those of the full model. What is built and trained is the part that
+    holds the backbone: the detector of a tracker, the student and the teacher of a semi-supervised
+    model. Weights in a local file are loaded into the full backbone.
 
     Raises:
         ConfigError: it does not run, or its loss does not reach ConvNeXt's stem.
+        WeightsError: the weights are not those of the backbone.
     """
     init_default_scope(swap.cfg.get('default_scope') or 'mmdet')
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with _without_log_messages(), torch.random.fork_rng(devices=[]):
         return [_prove(swap, owner) for owner in swap.owners][0]
 
 
-def _prove(swap, owner):
+def _prove(swap: Swap, owner: KeyPath) -> Proof:
     model = copy.deepcopy(at(swap.cfg, owner))
-    if (
-        len(owner) > 1 and 'data_preprocessor' not in model
-    ):  # it takes its images from that of the model around it
+    if len(owner) > 1 and 'data_preprocessor' not in model:
+        # the model around it prepares the images
         model['data_preprocessor'] = dict(type='DetDataPreprocessor')
     try:
-        backbone = build(model, 'meta').backbone
+        backbone: Any = build(model, 'meta').backbone
         backbone(torch.zeros(2, backbone.in_channels, *SIZES[0], device='meta'))
     except Exception as error:
         raise ConfigError(
             f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}'
         ) from error
-    checkpoint = (model.backbone.get('init_cfg') or {}).get('checkpoint')  # of ours, so not a list
+    settings = model.backbone
+    checkpoint = (settings.get('init_cfg') or {}).get('checkpoint')
     if checkpoint and Path(checkpoint).is_file():
-        load_weights(
-            ConvNeXt(
-                **{
-                    key: value
-                    for key, value in model.backbone.items()
-                    if key not in ('type', 'init_cfg')
-                }
-            ),
-            checkpoint,
-        )
-    arch = get_architecture(model.backbone.arch)
-    model.backbone.update(
-        arch=dict(arch._asdict(), depths=(1, 1, 1, 1)), drop_path_rate=0.0, frozen_stages=-1
-    )
+        arguments = {key: settings[key] for key in settings if key not in ('type', 'init_cfg')}
+        load_weights(ConvNeXt(**arguments), checkpoint)
+    shallow = dict(get_architecture(settings.arch)._asdict(), depths=(1, 1, 1, 1))
+    settings.update(arch=shallow, drop_path_rate=0.0, frozen_stages=-1)
     try:
         return run_step(model)
     except Exception as error:
         raise ConfigError(f'{dotted(owner)} does not train on ConvNeXt: {error}') from error
 
 
-def run_step(cfg) -> Proof:
+def run_step(cfg: dict) -> Proof:
+    """Build a model with random weights and run the first kind of step that reaches the stem.
+
+    Raises:
+        ConfigError: none of them does.
+    """
     torch.manual_seed(0)
     model = revert_sync_batchnorm(build(cfg, 'cpu'))
     model.init_weights()
@@ -93,58 +92,44 @@ def run_step(cfg) -> Proof:
     clock = MessageHub.get_current_instance()  # some losses warm up
     for key, value in dict(iter=0, max_iters=1, epoch=0, max_epochs=1).items():
         clock.update_info(key, value)
-    reasons = []
+    reasons: list[str] = []
     for step, run, size in _attempts(model):
         if size != SIZES[0] and not any(TOO_SMALL.search(reason) for reason in reasons):
             continue
+        label = f'{step} at {size[0]} x {size[1]} pixels'
         model.zero_grad()
         try:
             loss = run(model, size)
             loss.backward()
         except Exception as error:
-            reasons.append(
-                f'{step} at {size[0]} x {size[1]} pixels: {type(error).__name__}: {error}'
-            )
+            reasons.append(f'{label}: {type(error).__name__}: {error}')
             continue
-        stem = next(model.backbone.parameters()).grad
-        if (
-            stem is None
-            or not stem.isfinite().all()
-            or not stem.abs().sum() > 0
-            or not loss.isfinite()
-        ):
-            reasons.append(
-                f'a {step} at {size[0]} x {size[1]} pixels of {float(loss.detach()):.3g}, which does not reach the stem'
-            )
+        stem, total = next(model.backbone.parameters()).grad, float(loss.detach())
+        reached = stem is not None and stem.isfinite().all() and stem.abs().sum() > 0
+        if not reached or not loss.isfinite():
+            reasons.append(f'a {label} of {total:.3g}, which does not reach the stem')
             continue
-        return Proof(
-            step,
-            float(loss.detach()),
-            [name for name, p in model.backbone.named_parameters() if p.grad is None],
-        )
+        parameters = model.backbone.named_parameters()
+        return Proof(step, total, [name for name, p in parameters if p.grad is None])
     raise ConfigError('\n  '.join(['nothing of it runs:', *dict.fromkeys(reasons)]))
 
 
-def _attempts(model):
-    """What is run, the first that works counts: not every loss takes masks, and SSD's levels need a larger image."""
-    losses = (
-        [_segmentation_loss]
-        if hasattr(model, 'decode_head')
-        else [_detection_loss, partial(_detection_loss, with_mask=False), _video_loss]
-    )
+def _attempts(model) -> Iterator[tuple[str, Callable, Size]]:
+    """Kinds of steps: not every loss takes masks, and SSD's levels need a larger image."""
+    losses: list[Callable] = [_segmentation_loss, partial(_segmentation_loss, padded=True)]
+    if not hasattr(model, 'decode_head'):
+        losses = [_detection_loss, partial(_detection_loss, with_mask=False), _video_loss]
     yield from (('loss', loss, size) for size in SIZES for loss in losses)
-    yield from (('forward', _forward, size) for size in SIZES)
+    yield from (('forward', _raw_outputs, size) for size in SIZES)
 
 
-def _detection_loss(model, size, with_mask=True):
+def _detection_loss(model, size: Size, with_mask: bool = True) -> torch.Tensor:
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals
 
-    texts = (
-        dict(texts=['a . b .'] * 2, custom_entities=True)
-        if hasattr(model, 'language_model')
-        else {}
-    )
-    shapes = [(getattr(model.backbone, 'in_channels', 3), *size)] * 2
+    texts: dict[str, Any] = {}
+    if hasattr(model, 'language_model'):
+        texts = dict(texts=['a . b .'] * 2, custom_entities=True)
+    shapes = [(_bands(model), *size)] * 2
     batch = demo_mm_inputs(
         2, shapes, num_items=[2, 2], num_classes=2, with_mask=with_mask, with_semantic=True, **texts
     )
@@ -154,7 +139,8 @@ def _detection_loss(model, size, with_mask=True):
     return _total(model(**model.data_preprocessor(batch, True), mode='loss'))
 
 
-def _segmentation_loss(model, size):
+def _segmentation_loss(model, size: Size, padded: bool = False) -> torch.Tensor:
+    """Of small images, or ``padded`` to the crops of the recipe, which takes ten times as long."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -163,14 +149,15 @@ def _segmentation_loss(model, size):
     samples = [
         SegDataSample(gt_sem_seg=PixelData(data=labels.clone()), metainfo=shape) for _ in range(2)
     ]
-    images = torch.randint(
-        0, 256, (2, getattr(model.backbone, 'in_channels', 3), *size), dtype=torch.uint8
-    )
-    batch = model.data_preprocessor(dict(inputs=list(images), data_samples=samples), True)
+    images = torch.randint(0, 256, (2, _bands(model), *size), dtype=torch.uint8)
+    preprocessor = copy.copy(model.data_preprocessor)
+    if getattr(preprocessor, 'size', None) and not padded:
+        preprocessor.size = size
+    batch = preprocessor(dict(inputs=list(images), data_samples=samples), True)
     return _total(model(batch['inputs'], batch['data_samples'], mode='loss'))
 
 
-def _video_loss(model, size):
+def _video_loss(model, size: Size) -> torch.Tensor:
     from mmdet.testing import demo_track_inputs
 
     batch = demo_track_inputs(1, 2, image_shapes=(3, *size), num_classes=2, with_mask=True)
@@ -180,20 +167,21 @@ def _video_loss(model, size):
     return _total(model(**model.data_preprocessor(batch, True), mode='loss'))
 
 
-def _forward(model, size):
-    """Where the training wants data of its own kind: the raw outputs."""
-    return _sum(model(_images(model, size), mode='tensor'))
+def _raw_outputs(model, size: Size) -> torch.Tensor:
+    """For methods whose loss needs data of its own kind."""
+    return _sum(model(torch.randn(2, _bands(model), *size), mode='tensor'))
 
 
-def _images(model, size):
-    return torch.randn(2, getattr(model.backbone, 'in_channels', 3), *size)
+def _bands(model) -> int:
+    return getattr(model.backbone, 'in_channels', 3)
 
 
-def _total(losses):
+def _total(losses: dict) -> Any:
     return sum(_sum(value) for name, value in losses.items() if 'loss' in name)
 
 
-def _sum(outputs):
+def _sum(outputs) -> Any:
+    """Of the mean squares of all tensors in ``outputs``."""
     if isinstance(outputs, torch.Tensor):
         return outputs.float().square().mean() if outputs.is_floating_point() else 0.0
     if isinstance(outputs, dict):
@@ -202,8 +190,8 @@ def _sum(outputs):
 
 
 @contextmanager
-def quiet():
-    """The libraries' notes on initialisation and on their own code say nothing of the swap."""
+def _without_log_messages() -> Iterator[None]:
+    """Silence logs and warnings, in which the libraries tell how they initialise models."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)

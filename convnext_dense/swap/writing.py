@@ -4,68 +4,79 @@ import math
 import os
 from keyword import iskeyword
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
-from .editing import Absent
-from .finding import at, read_config
+from .config_files import read_config
+from .editing import Absent, at
 from .planning import Swap
 
-WIDTH = 120
+WIDTH = 120  # characters of a line of the config that is written
 
 
 def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -> str:
-    """Write ``out``, and read it back to see that it says what the swap says. Returns the base that it inherits.
+    """Write ``out``, and read it back to see that it says what the swap says.
 
     Args:
         source: path of the old config.
-        name: what the user called it; ``mmdet::...`` stays so where MMEngine can follow it.
+        name: what the user called it. ``mmdet::...`` stays so where MMEngine can follow it.
+        out: path of the new config. Its folder is made.
+        command: is noted in the first line.
+
+    Returns:
+        The base that it inherits.
 
     Raises:
-        ConfigError: the file does not come out as the swapped config.
+        ConfigError: the file cannot be written, or does not come out as the swapped config. What
+            was at ``out`` before is there again.
     """
-    relative = os.path.relpath(source.resolve(), out.parent.resolve())
-    bases = [name] if '::' in name else []
-    bases += [
-        relative
-        if not relative.startswith(os.pardir * 3) and '::' not in name
-        else str(source.resolve())
-    ]
-    text = '\n\n'.join(
-        f'{key} = {_text(value, 0, len(key) + 3)}' for key, value in overlay(swap).items()
-    )
-    before = out.read_text(encoding='utf-8') if out.exists() else None
-    for base in bases:
-        out.write_text(f'# {command}\n_base_ = [{base!r}]\n\n{text}\n', encoding='utf-8')
-        try:
-            written = read_config(out)
-        except ConfigError as error:
-            reason = error
-            continue
-        wrong = [
-            key
-            for key in {*written, *swap.cfg}
-            if _comparable(written.get(key)) != _comparable(swap.cfg.get(key))
-        ]
-        if not wrong:
-            return base
-        reason = f'{", ".join(wrong)} came out otherwise'
-    if before is None:
-        out.unlink()
-    else:
-        out.write_text(before, encoding='utf-8')
+    text = [f'{key} = {_text(value, 0, len(key) + 3)}' for key, value in overlay(swap).items()]
+    body = '\n\n'.join(text)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        before = out.read_text(encoding='utf-8') if out.exists() else None
+        for base in _bases(source, name, out):
+            out.write_text(f'# {command}\n_base_ = [{base!r}]\n\n{body}\n', encoding='utf-8')
+            reason = _difference(swap, out)
+            if not reason:
+                return base
+        if before is None:
+            out.unlink()
+        else:
+            out.write_text(before, encoding='utf-8')
+    except OSError as error:
+        raise ConfigError(f'{out} cannot be written: {error}') from error
     raise ConfigError(f'{out} could not be written as a config that inherits {source}: {reason}')
+
+
+def _bases(source: Path, name: str, out: Path) -> list[str]:
+    """What the new config may call the old one, the best first."""
+    if '::' in name:
+        return [name, str(source.resolve())]
+    return [os.path.relpath(source.resolve(), out.parent.resolve())]
+
+
+def _difference(swap: Swap, out: Path) -> str:
+    """Why the config at ``out`` is not that of the swap; empty if it is."""
+    try:
+        written = read_config(out)
+    except ConfigError as error:
+        return str(error)
+    keys = {*written, *swap.cfg}
+    wrong = [k for k in keys if _comparable(written.get(k)) != _comparable(swap.cfg.get(k))]
+    return f'{", ".join(wrong)} came out otherwise' if wrong else ''
 
 
 def overlay(swap: Swap) -> dict:
     """Only what changed: dicts that go are replaced whole, lists are restated whole."""
-    tree = {}
+    tree: dict[str, Any] = {}
     for path, old, _, _ in swap.changes:
         node = tree
         for depth, key in enumerate(path):
-            here = at(swap.cfg, path[: depth + 1])
-            if depth == len(path) - 1 or isinstance(here, (list, tuple)):
-                replaced = isinstance(here, dict) and not isinstance(old, Absent)
-                node[key] = dict(_delete_=True, **_dict(here)) if replaced else _dict(here)
+            value = at(swap.cfg, path[: depth + 1])
+            if depth == len(path) - 1 or isinstance(value, (list, tuple)):
+                replaced = isinstance(value, dict) and not isinstance(old, Absent)
+                node[key] = dict(_delete_=True, **_dict(value)) if replaced else _dict(value)
                 break
             node = node.setdefault(key, {})
             if not isinstance(node, dict) or node.get('_delete_'):
@@ -77,9 +88,9 @@ def _dict(value):
     """In plain dicts."""
     if isinstance(value, dict):
         return {key: _dict(inner) for key, inner in value.items()}
-    return (
-        type(value)(_dict(inner) for inner in value) if isinstance(value, (list, tuple)) else value
-    )
+    if isinstance(value, (list, tuple)):
+        return type(value)(_dict(inner) for inner in value)
+    return value
 
 
 def _comparable(value):
@@ -91,29 +102,27 @@ def _comparable(value):
     return 'nan' if value != value else value
 
 
-def _text(value, indent, used=0) -> str:
-    """As people write configs: on one line where it fits, else a key a line."""
-    if isinstance(value, dict) and all(
-        isinstance(key, str) and key.isidentifier() and not iskeyword(key) for key in value
-    ):
-        items = [(f'{key}=', inner) for key, inner in value.items()]
-        left, right = 'dict(', ')'
-    elif isinstance(value, dict):
-        items = [(f'{key!r}: ', inner) for key, inner in value.items()]
-        left, right = '{', '}'
+def _text(value, indent: int, used: int = 0) -> str:
+    """As people write configs: on one line if it fits, else a line for each key.
+
+    Args:
+        indent: columns before the value's lines.
+        used: columns of its first line that stand before it.
+    """
+    if isinstance(value, dict):
+        names = all(isinstance(k, str) and k.isidentifier() and not iskeyword(k) for k in value)
+        left, right = ('dict(', ')') if names else ('{', '}')
+        items = [(f'{k}=' if names else f'{k!r}: ', inner) for k, inner in value.items()]
     elif isinstance(value, (list, tuple)):
+        left, right = '[]' if isinstance(value, list) else ('(', ',)' if len(value) == 1 else ')')
         items = [('', inner) for inner in value]
-        left, right = (
-            ('[', ']') if isinstance(value, list) else ('(', ',)' if len(value) == 1 else ')')
-        )
     else:
         finite = not isinstance(value, float) or math.isfinite(value)
         return repr(value) if finite else f"float('{value}')"
-    short = left + ', '.join(key + _text(inner, 0, -WIDTH * WIDTH) for key, inner in items) + right
+    inner_texts = [key + _text(inner, 0, -WIDTH * WIDTH) for key, inner in items]
+    short = left + ', '.join(inner_texts) + right
     if indent + used + len(short) < WIDTH:
         return short
-    inner_indent = indent + 4
-    lines = [
-        ' ' * inner_indent + key + _text(inner, inner_indent, len(key)) for key, inner in items
-    ]
+    margin = ' ' * (indent + 4)
+    lines = [margin + key + _text(inner, indent + 4, len(key)) for key, inner in items]
     return left + '\n' + ',\n'.join(lines) + right

@@ -1,0 +1,101 @@
+"""New maps in place of old ones: the widths in neck and heads, and the places that name a map."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..errors import ConfigError
+from .editing import Edits, KeyPath, at, dotted, walk
+from .measuring import Map
+from .widths import find_widths
+
+# Parts of a model that are given no maps.
+NOT_FED = ('type', 'backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg')
+
+
+class Exchange(NamedTuple):
+    """The maps that a neck or the heads were given, and those that they are given instead.
+
+    A map has two numbers: ``i`` is its place among the old ones, ``k`` among the new ones. The neck
+    of RetinaNet does not read the first map of its ResNet, so ConvNeXt emits three:
+
+        i      0    1    2    3          k      0    1    2          places
+        width  256  512  1024 2048       width  192  384  768        {1: 0, 2: 1, 3: 2}
+    """
+
+    old: Sequence[Map]
+    new: Sequence[Map]
+    places: dict[int, int]  # i of each map that is read -> k of the map that is read instead
+
+
+def rewire(edits: Edits, path: KeyPath, exchange: Exchange, neck: bool = False) -> None:
+    """Set the keys of the part at ``path`` that hold widths of old maps or name an old map.
+
+    With the ``Exchange`` above, ``in_channels=[512, 1024, 2048]`` becomes ``[192, 384, 768]``, and
+    ``in_channels=1024, in_index=2`` becomes ``in_channels=384, in_index=1``.
+    """
+    old, new, places = exchange
+    width_keys = list(find_widths(at(edits.cfg, path), path, old, neck))
+    for key_path, indices, tail, index_path in width_keys:
+        value = at(edits.cfg, key_path)
+        widths = [new[places[i]].channels for i in indices if i in places]
+        if isinstance(value, int):
+            edits.set(key_path, widths[0], 'width of the map that it is given')
+        else:
+            widths = type(value)([*widths, *tail])
+            edits.set(key_path, widths, 'widths of the maps that it is given')
+        if index_path:
+            chosen, named = at(edits.cfg, index_path), [places[i] for i in indices]
+            if isinstance(chosen, int):
+                value = named[0] - len(new) if chosen < 0 else named[0]
+            else:
+                value = type(chosen)(named)
+            edits.set(index_path, value, 'place of the map among those that are emitted')
+
+
+def rewire_neck(edits: Edits, path: KeyPath, exchange: Exchange) -> None:
+    """Rewire the neck at ``path`` and count its levels from the first map that is read."""
+    rewire(edits, path, exchange, neck=True)
+    neck, left_out = at(edits.cfg, path), min(exchange.places)
+    for key in ('start_level', 'end_level'):
+        if left_out and neck.get(key, 0) > 0:
+            why = (
+                'counts from the first map that is emitted; a map that is not used would have a '
+                'norm without gradient'
+            )
+            edits.set((*path, key), neck[key] - left_out, why)
+
+
+def rewire_heads(edits: Edits, owner: KeyPath, exchange: Exchange) -> None:
+    """Rewire all heads, unless they are given maps of the same widths in the same places.
+
+    Raises:
+        ConfigError: a head has been told the strides of its maps, and they are others now.
+    """
+    old, new, places = exchange
+    part = at(edits.cfg, owner)
+    _check_strides(part, owner, exchange)
+    same_widths = [channels for channels, _ in old] == [channels for channels, _ in new]
+    if not same_widths or any(i != k for i, k in places.items()):
+        for key in heads(part):
+            rewire(edits, (*owner, key), exchange)
+
+
+def heads(part: dict) -> list[str]:
+    """Keys of what may be given the maps. A second backbone is not."""
+    return [key for key in part if key not in NOT_FED and 'backbone' not in key]
+
+
+def _check_strides(part: dict, owner: KeyPath, exchange: Exchange) -> None:
+    """Heads place anchors and regions by the strides that they are told."""
+    before = [exchange.old[i].stride for i in exchange.places]
+    now = [exchange.new[k].stride for k in exchange.places.values()]
+    if before == now:
+        return
+    for path, value in walk(part):
+        told = bool(path) and str(path[-1]).endswith('strides') and bool(value)
+        if told and not {'backbone', 'neck'} & {*path}:
+            raise ConfigError(
+                f'{dotted((*owner, *path))} is {value}, but the maps at strides {before} would be '
+                f'at {now}: boxes would be misplaced. Leave output_stride out, and it stays as the '
+                'old backbone has it'
+            )

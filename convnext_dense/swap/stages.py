@@ -1,0 +1,74 @@
+"""Which maps of the old backbone are read, and which stage of ConvNeXt replaces each of them."""
+
+import copy
+import math
+from collections.abc import Sequence
+
+from mmengine.config import Config
+
+from ..errors import ConfigError
+from .editing import Edits, KeyPath, at
+from .measuring import STRIDES, Map, measure_neck
+from .rewiring import Exchange, heads, rewire_neck
+from .widths import find_widths
+
+
+def choose_stages(strides: Sequence[int]) -> tuple[list[int], int]:
+    """The stage that replaces each map, and ConvNeXt's output stride.
+
+    The deepest map is replaced by the last stage, at the stride of that map; the others by the
+    stage whose stride is nearest to theirs:
+
+        strides 8, 16, 32  (those of DINO)      ->  stages 1, 2, 3     output stride 32
+        strides 4, 8, 8, 8 (those of PSPNet)    ->  stages 0, 1, 2, 3  output stride 8
+    """
+    output_stride = max(8, min(32, strides[-1]))
+    stage_strides = [min(stride, output_stride) for stride in STRIDES]
+    stages: list[int] = []
+    for stride in reversed(strides):
+        distances = [abs(math.log2(of_stage / stride)) for of_stage in stage_strides]
+        nearest = [stage for stage, distance in enumerate(distances) if distance == min(distances)]
+        deeper = stages[0] if stages else len(STRIDES)
+        stages.insert(0, max([s for s in nearest if s < deeper], default=nearest[0]))
+    return stages, output_stride
+
+
+def find_read_maps(
+    edits: Edits, owner: KeyPath, maps: Sequence[Map]
+) -> tuple[list[int], list[Map] | None]:
+    """Indices of the maps that the neck or a head reads, and what the neck makes of all maps.
+
+    ConvNeXt is not to emit the others: the norm of a map that nothing reads gets no gradient, at
+    which distributed training stops. The outputs are None without a neck, or if it cannot be run.
+    """
+    part, every = at(edits.cfg, owner), list(range(len(maps)))
+    neck = part.get('neck')
+    if not neck:
+        return _read_by_heads(part, maps), None
+    try:
+        outputs, used = measure_neck(neck, maps)
+    except ConfigError as error:
+        edits.warn(f'{error}. It is taken to read all maps and to emit the same ones as before')
+        return every, None
+    read = [i for i in every if used[i]] or every
+    read = every[read[0] : read[-1] + 1]
+    # NAS-FCOS's neck looks at the sizes of maps that it does not use: can it do without them?
+    trial, fewer = Edits(Config(dict(neck=copy.deepcopy(neck)))), [maps[i] for i in read]
+    exchange = Exchange(maps, fewer, {i: k for k, i in enumerate(read)})
+    rewire_neck(trial, ('neck', 0) if isinstance(neck, list) else ('neck',), exchange)
+    try:
+        unchanged = measure_neck(trial.cfg.neck, fewer)[0] == outputs
+    except ConfigError:
+        unchanged = False
+    return read if unchanged else every, outputs
+
+
+def _read_by_heads(part: dict, maps: Sequence[Map]) -> list[int]:
+    every, read = list(range(len(maps))), set()
+    for key in heads(part):
+        width_keys = find_widths(part[key], (key,), maps)
+        indices = {i for width_key in width_keys for i in width_key.indices}
+        if isinstance(part[key], dict) and 'in_channels' in part[key] and not indices:
+            return every  # its widths are not recognised, so it may read any map
+        read |= indices
+    return sorted(read) or every

@@ -1,0 +1,61 @@
+"""The census of all configs: a small one is taken; its page; the page that the project keeps."""
+
+import re
+
+import pytest
+
+from conftest import ROOT, run
+from convnext_dense.evaluation.census import Row, report
+
+
+def test_census_of_a_family(tmp_path):
+    """Segmenter's four mask heads decode tokens of a plain ViT, its FCN head takes any map.
+
+    In a process of its own: torch trains in no process that is forked from one that has trained.
+    """
+    out = tmp_path / 'census.md'
+    run(ROOT / 'tools/census.py', '--only', 'segmenter', '--arch', 'atto', '--out', out)
+    page = out.read_text()
+    assert re.search(
+        r'\| segmenter \| 5 \| 1 \|  \| 1 \| 4 \|  \|  \| output_stride=16; Segm', page
+    )
+    assert '1 of 1 families' in page and '1 trained a step' in page
+    refused = 'SegmenterMaskTransformerHead cannot be given another backbone: it decodes the tokens'
+    assert re.search(f'and 1 more: {refused}', page)
+    assert '## Fails\n\nNone.' in page
+
+
+@pytest.fixture(scope='module')
+def page():
+    """Of six configs of three families, of which four have the same model."""
+    like_a = dict(state='works', graph='A', step='loss', unused=['norm0.weight'])
+    rows = [
+        Row('mmdet/a/1.py', trained=True, **like_a),
+        *(Row(f'mmdet/a/{i}.py', **like_a) for i in (2, 3, 4)),
+        Row('mmdet/b/1.py', state='broken', why='no CUDA here'),
+        Row('mmseg/c/1.py', state='fails', why='more than 900 s', graph='C', trained=True),
+    ]
+    return report(rows, 'tiny')
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '**1 of 2 families** whose backbone is exchangeable work, and 4 of 5 of their configs',
+        '6 configs with a model were swapped. Their swapped models are 2 distinct ones',
+        '| a | 4 | 1 | 4 |  |  |  |  |  |',
+        '| b | 1 | 0 |  |  |  | 1 |  | see below |',
+        '| c | 1 | 1 |  |  |  |  | 1 | see below |',
+        '## Does not run before the swap\n\n- `mmdet/b/1.py`: no CUDA here',
+        '## Fails\n\n- `mmseg/c/1.py`: more than 900 s',
+        '## Cannot\n\nNone.',
+        'which the tool sets:\n\n- `mmdet/a/1.py`: norm0.weight\n',
+    ],
+)
+def test_page_of_a_census(page, text):
+    assert text in page
+
+
+def test_census_that_is_kept_says_enough_families_work():
+    families = re.search(r'\*\*(\d+) of (\d+) families', (ROOT / 'docs/census.md').read_text())
+    assert int(families[1]) >= 0.95 * int(families[2]) > 100

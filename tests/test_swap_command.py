@@ -1,0 +1,260 @@
+"""The command that swaps a backbone, and the config that it writes, beside a user's config."""
+
+import ast
+import contextlib
+import io
+import sys
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from conftest import ROOT, run
+from convnext_dense import ConfigError, swap_backbone
+from convnext_dense.commands.swap_backbone import main
+from convnext_dense.swap import find_config, plan, write_config
+from convnext_dense.swap.config_files import read_config
+from convnext_dense.swap.editing import plain
+
+TOOL = ROOT / 'tools/swap_backbone.py'
+RETINA = 'retinanet_r50_fpn_1x_coco'
+PSP = 'pspnet_r50-d8_4xb2-40k_cityscapes-512x1024'
+
+# ---- a config and modules of a user ----
+
+USERS = """
+# The config of our bridge inspection project. Do not touch the sampler!
+_base_ = {!r}
+custom_imports = dict(imports=['bridge_modules'])
+widths = [256, 512, 1024, 2048]  # used twice below
+model = dict(
+    type='BridgeDetector',  # ours
+    backbone=dict(
+        depth=101,
+        dcn=dict(type='DCN', deform_groups=1),
+        stage_with_dcn=(False, True, True, True)),
+    neck=dict(type='BridgeFPN', in_channels=widths, groups=2),
+    roi_head=dict(bbox_head=dict(num_classes=7)))
+custom_hooks = [dict(type='BridgeHook', every=3)]
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='Adagrad', lr=0.01),
+    clip_grad=dict(max_norm=3.))
+train_dataloader = dict(batch_size=3, sampler=dict(type='DefaultSampler', shuffle=False))
+load_from = 'bridge_r101.pth'
+experiment = dict(name='bridge', tags=('a', 'b'), table={{'not an identifier': 1}})
+"""
+MODULES = """
+from mmdet.models import FPN, FasterRCNN
+from mmdet.registry import HOOKS, MODELS
+from mmengine.hooks import Hook
+
+@MODELS.register_module()
+class BridgeDetector(FasterRCNN): pass
+
+@MODELS.register_module()
+class BridgeFPN(FPN):
+    def __init__(self, groups, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = groups
+
+@HOOKS.register_module()
+class BridgeHook(Hook):
+    def __init__(self, every): self.every = every
+"""
+PRINTED = [
+    'model.neck.in_channels',
+    '[256, 512, 1024, 2048]',
+    '[40, 80, 160, 320]',
+    'widths of the maps',
+    'bridge_r101.pth',
+    '- depth=101',
+    'dcn, stage_with_dcn were layers within ResNet',
+    'random weights',
+    'Adagrad is kept',
+    'widths still holds the old widths',
+    'Proof: one training step',
+    'wrote new/bridge_atto.py',
+]
+
+
+@pytest.fixture(scope='module')
+def users(tmp_path_factory):
+    """Folder of a user, who swapped the backbone of the config in it, and what was printed."""
+    folder, printed = tmp_path_factory.mktemp('users'), io.StringIO()
+    base = find_config('faster-rcnn_r50_fpn_1x_coco')[0]
+    (folder / 'bridge.py').write_text(USERS.format(str(base)))
+    (folder / 'bridge_modules.py').write_text(MODULES)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.syspath_prepend(folder)
+        patch.chdir(folder)
+        main(['bridge.py', '--arch', 'atto', '-o', 'new/bridge_atto.py'])
+    return folder, printed.getvalue()
+
+
+def test_users_config_survives(users):
+    """But for the backbone, the widths and the weights, all comes out as it was."""
+    folder, _ = users
+    files = folder / 'bridge.py', folder / 'new/bridge_atto.py'
+    old, new = (Config.fromfile(file).to_dict() for file in files)
+    backbone = dict(type='convnext_dense.ConvNeXt', arch='atto', drop_path_rate=0.0)
+    assert new['model'].pop('backbone') == backbone and old['model'].pop('backbone')
+    assert new['model']['neck'].pop('in_channels') == [40, 80, 160, 320]
+    assert old['model']['neck'].pop('in_channels') == [256, 512, 1024, 2048]
+    assert new.pop('load_from') is None and old.pop('load_from')
+    assert new == old
+
+
+def test_the_new_config_inherits_the_old_one(users):
+    """So the comments stay where they are."""
+    text = (users[0] / 'new/bridge_atto.py').read_text()
+    command = '# tools/swap_backbone.py bridge.py --arch atto -o new/bridge_atto.py'
+    assert text.startswith(f"{command}\n_base_ = ['../bridge.py']\n")
+    assert [node.targets[0].id for node in ast.parse(text).body] == ['_base_', 'model', 'load_from']
+    assert len(text.splitlines()) < 15
+
+
+def test_the_command_prints_changes_and_reasons(users):
+    missing = [text for text in PRINTED if text not in users[1]]
+    assert not missing, users[1]
+
+
+def test_the_command_does_not_overwrite_its_config(users, exits, monkeypatch):
+    folder, _ = users
+    monkeypatch.chdir(folder)
+    before = (folder / 'bridge.py').read_text()
+    assert 'is CONFIG itself' in exits(TOOL, 'bridge.py', '--arch', 'atto', '-o', 'bridge.py')
+    assert (folder / 'bridge.py').read_text() == before
+
+
+@pytest.mark.parametrize(
+    'config, options, message',
+    [
+        (RETINA, '--arch nope -o x.py', 'ConfigError: unknown arch'),
+        (RETINA, '--arch tiny -o x', 'a config is a .py file'),
+        ('tridentnet_r50-caffe_1x_coco', '--arch tiny -o x.py', 'cannot be given another backbone'),
+        (RETINA, '--arch atto -o x.py --checkpoint broken.pth', 'WeightsError'),
+        (RETINA, '--arch atto --no-proof -o broken.pth/x.py', 'cannot be written'),
+    ],
+)
+def test_the_command_prints_no_traceback(config, options, message, exits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'broken.pth').write_bytes(b'not weights')
+    printed = exits(TOOL, config, *options.split())
+    assert message in printed and 'Traceback' not in printed
+    assert not (tmp_path / 'x.py').exists()
+
+
+# ---- the file that is written ----
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mask-rcnn_r50_fpn_1x_coco',
+        'rtmdet_x_p6_4xb8-300e_coco',
+        'detr_r50_8xb2-150e_coco',
+        PSP,
+        'ocrnet_hr18_4xb2-40k_cityscapes-512x1024',
+        'unet-s5-d16_fcn_4xb4-40k_drive-64x64',
+        'mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco',
+    ],
+)
+@pytest.mark.parametrize('arch', ['atto', 'v2_base'])
+def test_written_configs_are_short_and_come_out_the_same(name, arch, tmp_path):
+    source, scoped = find_config(name)
+    swap, out = plan(source, arch, layer_decay=True), tmp_path / 'new.py'
+    write_config(swap, source, scoped, out, 'made by hand')
+    written = read_config(out)
+    assert plain(written.model.get('neck')) == plain(swap.cfg.model.get('neck'))
+    if arch == 'atto':
+        init_default_scope(swap.cfg.default_scope)
+        assert MODELS.build(Config.fromfile(out).model)
+    lines = out.read_text().splitlines()
+    assert max(map(len, lines[2:])) <= 120 and len(lines) < 50
+
+
+def test_text_of_a_written_config(tmp_path):
+    swap, out = plan(RETINA, 'tiny', 'tiny_in1k'), tmp_path / 'new.py'
+    write_config(swap, find_config(RETINA)[0], 'base.py', out, 'COMMAND')
+    assert (
+        out.read_text().partition(']\n\n')[2]
+        == """model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='convnext_dense.ConvNeXt',
+        arch='tiny',
+        drop_path_rate=0.1,
+        out_indices=(1, 2, 3),
+        init_cfg=dict(type='Pretrained', checkpoint='tiny_in1k')),
+    neck=dict(in_channels=[192, 384, 768], start_level=0))
+"""
+    )
+
+
+UNUSUAL = """
+_base_ = {!r}
+nothing = float('nan')
+optim_wrapper = dict(paramwise_cfg=None)
+model = dict(auxiliary_head=[dict(
+    type='FCNHead', _scope_='mmseg', in_channels=1024, in_index=2, channels=256, num_classes=19,
+    init_cfg={{'lambda': float('inf'), 'class': 2}})])
+"""
+
+
+def test_unusual_values_come_back(tmp_path):
+    """NaN, infinity, keys that are no identifiers, scopes; and the new file in a linked folder."""
+    source = tmp_path / 'config.py'
+    source.write_text(UNUSUAL.format(str(find_config(PSP)[0])))
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'out', target_is_directory=True)
+    swap = plan(source, 'tiny', layer_decay=True)
+    write_config(swap, source, str(source), tmp_path / 'link/new.py', '')
+    written = Config.fromfile(tmp_path / 'out/new.py')
+    head = written.model.auxiliary_head[0]
+    assert head.init_cfg == {'lambda': float('inf'), 'class': 2} and head._scope_ == 'mmseg'
+    assert written.nothing != written.nothing
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    swap, source, out = plan(RETINA, 'tiny'), tmp_path / 'gone.py', tmp_path / 'new.py'
+    out.write_text('mine = 1\n')
+    with pytest.raises(ConfigError, match='could not be written'):
+        write_config(swap, source, str(source), out, '')
+    assert out.read_text() == 'mine = 1\n'
+
+
+def test_mmpretrain_need_not_be_there(tmp_path, monkeypatch):
+    """mmseg's ConvNeXt configs import it, and often it cannot be imported."""
+    for name in [name for name in sys.modules if name.split('.')[0] == 'mmpretrain']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'mmpretrain', None)
+    name, out = 'convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512', tmp_path / 'new.py'
+    swap = plan(name, 'atto')
+    assert swap.cfg.model.decode_head.in_channels == [40, 80, 160, 320]
+    write_config(swap, find_config(name)[0], name, out, '')
+    cfg = Config.fromfile(out)
+    init_default_scope('mmseg')
+    assert MODELS.build(cfg.model)
+
+
+NEW_STYLE = """
+from mmdet.models import FPN, ResNet, RetinaNet
+from mmengine.config import read_base
+with read_base():
+    from .runtime import *
+model = dict(type=RetinaNet, backbone=dict(type=ResNet, depth=50), neck=dict(
+    type=FPN, in_channels=[256, 512, 1024, 2048], out_channels=256, start_level=1, num_outs=5))
+"""
+
+
+def test_new_style_configs_are_told_how_to_export(tmp_path):
+    (tmp_path / 'runtime.py').write_text("default_scope = 'mmdet'\n")
+    (tmp_path / 'config.py').write_text(NEW_STYLE)
+    with pytest.raises(ConfigError, match='new-style config') as error:
+        swap_backbone(tmp_path / 'config.py', 'tiny')
+    command = str(error.value).partition('-c "')[2].rpartition('"')[0]
+    (tmp_path / 'export.py').write_text(command)
+    run(tmp_path / 'export.py', cwd=tmp_path)
+    assert swap_backbone(tmp_path / 'exported.py', 'tiny').model.neck.in_channels == [192, 384, 768]
