@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The command is in convnext_dense/commands/make_demo_data.py; --help describes it."""
+"""The command is in convnext_dense/commands/demo_data.py; --help describes it."""
 
-from convnext_dense.commands.make_demo_data import main
+from convnext_dense.commands.demo_data import main
 
 if __name__ == '__main__':
     main()

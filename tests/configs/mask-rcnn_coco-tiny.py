@@ -1,4 +1,5 @@
-# The COCO recipe on a CPU: ConvNeXt-atto and narrow heads, 80 classes. The tests scale the pipeline's sizes by 0.4.
+# The COCO recipe on a CPU: ConvNeXt-atto and narrow heads, 80 classes. The tests scale the
+# pipeline's sizes by 0.4.
 _base_ = '../../configs/coco/mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco.py'
 norm = dict(type='GN', num_groups=8)
 model = dict(
