@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .layers import (
-    BLOCK,
+    LAYER_TYPES,
     Block,
     GlobalResponseNorm,
     altered_layer,
@@ -125,7 +125,7 @@ def steps(stage: nn.Module, x: Tensor) -> Iterable[Callable[[Tensor], Tensor]]:
 
 def _step(block: nn.Module, x: Tensor) -> Tensor:
     has_our_forward = isinstance(block, Block) and type(block).forward is Block.forward
-    return _block(block, x) if has_our_forward and takes_over(x, block, BLOCK) else block(x)
+    return _block(block, x) if has_our_forward and takes_over(x, block, LAYER_TYPES) else block(x)
 
 
 def _block(block, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 
 from .backbone import ConvNeXt
 from .errors import ConfigError
-from .layers import BLOCK, Block, GlobalResponseNorm, altered_layer
+from .layers import LAYER_TYPES, Block, GlobalResponseNorm, altered_layer
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -37,7 +37,7 @@ def fuse(model: nn.Module) -> nn.Module:
             + ' that is not fused' * is_fused
         )
     for parent, name, block in blocks:
-        altered = altered_layer(block, BLOCK)
+        altered = altered_layer(block, LAYER_TYPES)
         if altered:
             raise ConfigError(
                 f'{altered} of a block has been replaced or has hooks, and its weights '

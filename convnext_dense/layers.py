@@ -1,7 +1,10 @@
 """ConvNeXt's block in plain operators: the reference for everything else.
 
-Training, GPUs, compilers, exporters, FLOP counters, hooks and torch.func run this file.
-Maps are (N, C, H, W) in channels-last memory, so that every permute is a view.
+Training runs this code, and so does all that happens on GPUs, in compilers and exporters, under
+FLOP counters, with forward hooks or in torch.func. Only for inference on CPUs may backbone.py take
+fast_path.py in its place, which computes the same.
+
+Maps are (N, C, H, W) in channels-last memory, so that (N, H, W, C) is contiguous and costs no copy.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,16 +25,18 @@ class Block(nn.Module):
 
     Args:
         dim: channels in and out, C.
-        drop_path_rate: of this block.
-        layer_scale_init_value: initial value of V1's ``gamma``.
-        dilation: of the depthwise convolution.
-        recompute: whose activations backward computes again instead of keeping them: ``'none'``,
-            ``'mlp'`` (all behind the convolution) or ``'block'``.
+        drop_path_rate: the probability that a sample skips this block in training.
+        layer_scale_init_value: initial value of V1's layer scale, ``gamma``.
+        dilation: dilation of the depthwise convolution.
+        recompute: the activations that the backward pass computes again instead of keeping them:
+            ``'none'``, ``'mlp'`` (all after the convolution) or ``'block'`` (all). It is the
+            backbone's argument ``checkpointing``.
         generation: 1 or 2.
-        eps: of the LayerNorm.
+        eps: eps of the LayerNorm.
 
     Raises:
-        ConfigError: torch.func's grad, vjp or hessian meets ``recompute`` other than ``'none'``.
+        ConfigError: torch.func's grad, vjp or hessian is used with another ``recompute`` than
+            ``'none'``.
     """
 
     def __init__(
@@ -80,11 +85,12 @@ class Block(nn.Module):
     def _maybe_recomputed(self, part: str, function: Callable, x: Tensor) -> Tensor:
         if self.recompute != part or not (self.training and torch.is_grad_enabled()):
             return function(x)
-        # The block's own layers draw no random numbers; a Dropout put in their place does.
-        draws = altered_layer(self, BLOCK) is not None
+        # The block's own layers draw no random numbers. A layer put in their place, such as a
+        # Dropout, may: it has to draw the same ones again.
+        may_draw = altered_layer(self, LAYER_TYPES) is not None
         try:
-            # Non-reentrant: works under DDP with find_unused_parameters=False.
-            return checkpoint(function, x, use_reentrant=False, preserve_rng_state=draws)
+            # DDP with find_unused_parameters=False works with the non-reentrant kind only.
+            return checkpoint(function, x, use_reentrant=False, preserve_rng_state=may_draw)
         except RuntimeError as error:
             if 'saved tensor hooks' not in str(error):
                 raise
@@ -104,8 +110,8 @@ class LayerNorm2d(nn.LayerNorm):
 class GlobalResponseNorm(nn.Module):
     """GRN over a map (N, H, W, C), per image: section 3.3 and algorithm 1 of arXiv 2301.00808.
 
-    ``gamma`` and ``beta`` are (C,), not the official (1, 1, 1, C), so that they are exempt from
-    weight decay as norms are.
+    ``gamma`` and ``beta`` are (C,), not (1, 1, 1, C) as in the official code. Weight decay leaves
+    1-D parameters out, and so these, as it does those of other norms.
     """
 
     def __init__(self, channels: int):
@@ -119,17 +125,20 @@ class GlobalResponseNorm(nn.Module):
 
 
 def response_energy(x: Tensor) -> Tensor:
-    """GRN's statistic of each channel, its norm over a map's T pixels: (..., T, C) -> (..., C).
+    """GRN's statistic of each channel: its L2 norm over the T pixels, (..., T, C) -> (..., C).
 
     In fp32 or better: the squares of a large map overflow half precision long before the map does.
     """
-    # torch.promote_types would say so in a word, but torch 2.1 does not compile it.
+    # torch.promote_types(x.dtype, torch.float32) is shorter, but torch 2.1 cannot compile it.
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return torch.linalg.vector_norm(x, dim=-2, dtype=dtype)
 
 
 def response_scale(energy: Tensor, gamma: Tensor) -> Tensor:
-    """What GRN multiplies a map by, its skip connection included: (..., C) -> (..., C)."""
+    """The factor of each channel in GRN: (..., C) -> (..., C).
+
+    The 1 is GRN's own skip connection, x + gamma * x * ... (section 3.3 of arXiv 2301.00808).
+    """
     return 1 + gamma * (energy / (energy.mean(-1, keepdim=True) + 1e-6))
 
 
@@ -142,7 +151,7 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     return x * mask.div_(keep)
 
 
-BLOCK = {  # layers of a block as it is built
+LAYER_TYPES = {  # of a block, as it is built
     'dwconv': (nn.Conv2d,),
     'norm': (nn.LayerNorm,),
     'pwconv1': (nn.Linear,),
@@ -153,9 +162,10 @@ BLOCK = {  # layers of a block as it is built
 
 
 def altered_layer(module: nn.Module, layers: Mapping[str, tuple[type, ...]]) -> str | None:
-    """Name of a child that ``layers`` (name -> types) does not list, or that has hooks.
+    """Name of the first child that is not of the types in ``layers``, or that has hooks; or None.
 
-    Its weights do not say what it does.
+    Such a child may compute anything: its weights cannot be folded, and the fast path, which reads
+    nothing but weights, cannot run it.
     """
     return next(
         (
@@ -168,7 +178,10 @@ def altered_layer(module: nn.Module, layers: Mapping[str, tuple[type, ...]]) -> 
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a call does more than the class's ``forward``: hooks, another forward, a compiler."""
+    """Whether a call is more than the ``forward`` of its class.
+
+    It is with hooks, with a ``forward`` that was put in place of it, and if it is compiled.
+    """
     hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
     return (
         'forward' in vars(module)

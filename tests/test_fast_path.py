@@ -83,11 +83,11 @@ def test_when_it_takes_over():
         handle.remove()
         for module in (block, block.pwconv1):
             handle = module.register_forward_hook(lambda *_: None)
-            assert not takes_over(x, block, fast_path.BLOCK)
+            assert not takes_over(x, block, fast_path.LAYER_TYPES)
             handle.remove()
-        assert takes_over(x, block, fast_path.BLOCK)
+        assert takes_over(x, block, fast_path.LAYER_TYPES)
         block.act = nn.ReLU()
-        assert not takes_over(x, block, fast_path.BLOCK)
+        assert not takes_over(x, block, fast_path.LAYER_TYPES)
     for parameter in net.parameters():
         parameter.requires_grad_(False)
     assert takes_over(x, block) and not takes_over(x.requires_grad_(), block)
