@@ -123,11 +123,13 @@ def allow_unused(swap: Swap, names: Sequence[str]) -> Swap:
 def _swap_part(edits: Edits, owner: KeyPath, target: Target) -> None:
     """Replace the backbone of the dict at ``owner``, and rewire its neck and heads.
 
-    The neck is given an ``Exchange`` of the backbone's maps, the heads one of the neck's outputs.
-    Without a neck the heads are given that of the backbone's maps.
+    The neck is rewired by an ``Exchange`` of the backbone's maps, the heads by one of the neck's
+    outputs; without a neck the heads are rewired by that of the backbone's maps.
     """
     part = at(edits.cfg, owner)
-    neck_path, kind = (*owner, 'neck'), part['backbone']['type']
+    kind, neck_path = part['backbone']['type'], (*owner, 'neck')
+
+    # The old maps, and which of them are read (i: index of an old map).
     emitted, frozen = measure_backbone(part['backbone'])
     if is_decoder(emitted):
         replace_decoder(edits, owner, target, emitted, frozen)
@@ -141,6 +143,7 @@ def _swap_part(edits: Edits, owner: KeyPath, target: Target) -> None:
     neck = part.get('neck')
     read, outputs = find_read_maps(edits, owner, emitted if neck else old)
 
+    # A stage for each of them, but for those beyond ConvNeXt's deepest, which come last.
     beyond = sum(stride > STRIDES[-1] for stride in strides)
     stage_of, output_stride = choose_stages(strides[: len(strides) - beyond])
     output_stride = target.output_stride or output_stride
@@ -151,12 +154,15 @@ def _swap_part(edits: Edits, owner: KeyPath, target: Target) -> None:
             f'the neck reads maps at strides {strides}, of which ConvNeXt has only {STRIDES}'
         )
     set_backbone(edits, owner, target, stages, output_stride, frozen)
+
+    # The maps that ConvNeXt emits in place of the old ones (k: index of a new map).
     new = target.maps(stages, output_stride)
     exchange = Exchange(old, new, {i: stages.index(stage) for i, stage in replaced.items()})
     if beyond:
         exchange = add_levels(edits, owner, old, read, new)
     _tell_other_strides(edits, exchange)
 
+    # The neck is given these, and the heads what the neck makes of them.
     if neck:
         position = (1,) if beyond else (0,) if isinstance(neck, list) else ()
         rewire_neck(edits, (*neck_path, *position), exchange)
