@@ -94,9 +94,9 @@ def test_other_networks_are_not_timed(monkeypatch):
 
 def test_plain_operators_are_plain(monkeypatch):
     """The row of that name in the comparison of whole models."""
-    scenario, calls, cut = peers.Scenario(DEMO['ade'], '1x128x128'), [], fast_path.runs
+    scenario, calls, cut = peers.Scenario(DEMO['ade'], '1x128x128'), [], fast_path.chunks
     monkeypatch.setattr(fast_path, 'FEW_VALUES', 0)
-    monkeypatch.setattr(fast_path, 'runs', lambda x: calls.append(1) or cut(x))
+    monkeypatch.setattr(fast_path, 'chunks', lambda x: calls.append(1) or cut(x))
     for name, is_plain in (('plain operators', True), ('convnext_dense', False)):
         calls.clear()
         backbones.whole_model(name, scenario, 'cpu').function()
