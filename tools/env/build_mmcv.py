@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 from .steps import Log
+from .unity_files import unite
 
 # Printed as "torch, python tag, device tag"; the device tag is cpu, or CUDA version and compute
 # capability.
@@ -76,7 +77,9 @@ def _compile(pin: str, python, folder: Path, cuda: bool, log: Log) -> Path:
         download = [*pip, 'download', pin, *options, '--no-binary', ':all:', '-d', folder]
         log.run('fetch the sources of mmcv', download, env=env)
         shutil.unpack_archive(next(folder.glob('*.tar.gz')), unpacked)
-        next(unpacked.iterdir()).rename(source)
+        (sources,) = unpacked.iterdir()
+        unite(sources)
+        sources.rename(source)
     cores = os.cpu_count() or 1
     minutes = 'half an hour or more with CUDA' if cuda else f'about {max(2, 20 // cores)} minutes'
     wheel = [*pip, 'wheel', source, '-v', '-w', out, *options]
