@@ -6,8 +6,15 @@ A unity file includes several of theirs, which stay as they are.
 from pathlib import Path
 
 UNITY = 14  # files in a unity file
-# Files that define what others define, and one that takes min and max for macros.
-ALONE = ('pybind.cpp', 'info.cpp', 'cpu/roi_align_rotated.cpp', 'cpu/rotated_feature_align.cpp')
+# Not in one file with others, which define the same names.
+ALONE = (
+    'info.cpp',
+    'pybind.cpp',
+    'cpu/bezier_align.cpp',
+    'cpu/roi_align_rotated.cpp',
+    'cpu/rotated_feature_align.cpp',
+)
+# It defines min and max as macros, so that nothing may come after it.
 LAST = 'cpu/psamask.cpp'
 
 
