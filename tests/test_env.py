@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from conftest import ROOT
-from tools.env import build_mmcv, make_env, steps
+from tools.env import build_mmcv, make_env, steps, unity_files
 
 FOLDER = ROOT / 'tools' / 'env'
 
@@ -55,3 +55,26 @@ def test_a_python_that_the_family_cannot_use_is_refused(tmp_path):
 
 def test_compiled_ops_are_proven_by_running_them():
     subprocess.run([sys.executable, '-c', make_env.PROVE_OPS, 'cpu'], check=True)
+
+
+def test_unity_files_include_each_file_of_mmcv_once(tmp_path):
+    """And setup.py compiles them in place of the files, which stay as they are."""
+    ops = tmp_path / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    (ops / 'cpu').mkdir(parents=True)
+    names = [f'op{i:02}.cpp' for i in range(30)] + ['psamask.cpp']
+    names += [f'cpu/{name}' for name in names] + ['pybind.cpp', 'cpu/bezier_align.cpp']
+    for name in names:
+        (ops / name).write_text('// an op')
+    patterns = "glob('csrc/pytorch/*.cpp') + glob('csrc/pytorch/cpu/*.cpp')"
+    (tmp_path / 'setup.py').write_text(patterns)
+    unity_files.unite(tmp_path)
+    assert (tmp_path / 'setup.py').read_text() == patterns.replace('/pytorch/', '/unity/')
+    included = []
+    for unity in ops.with_name('unity').rglob('*.cpp'):
+        group = [line.split('"')[1] for line in unity.read_text().splitlines()]
+        included += [(unity.parent / path).resolve().relative_to(ops).as_posix() for path in group]
+        alone = any(path.endswith(('bezier_align.cpp', 'pybind.cpp')) for path in group)
+        assert len(group) == 1 or not alone
+        assert 'cpu/psamask' not in ''.join(group[:-1])  # its macros would reach what follows
+    assert sorted(included) == sorted(names)
+    assert all((ops / name).read_text() == '// an op' for name in names)

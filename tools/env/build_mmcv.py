@@ -81,7 +81,7 @@ def _compile(pin: str, python, folder: Path, cuda: bool, log: Log) -> Path:
         unite(sources)
         sources.rename(source)
     cores = os.cpu_count() or 1
-    minutes = 'half an hour or more with CUDA' if cuda else f'about {max(2, 20 // cores)} minutes'
+    minutes = 'half an hour or more with CUDA' if cuda else f'about {max(1, 4 // cores)} minutes'
     wheel = [*pip, 'wheel', source, '-v', '-w', out, *options]
     log.run(f'compile mmcv and its ops on {cores} cores', wheel, minutes, env=env)
     built = next(out.glob('*.whl'))

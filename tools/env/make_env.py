@@ -77,8 +77,7 @@ def main() -> None:
     pins = read_pins(args.pins)
     mmcv = next(pin for name, pin in pins.items() if name.endswith('mmcv'))
 
-    print(f'Setting up {args.venv} with {args.pins}: about 5 minutes, and 10 more if mmcv is to be')
-    print('compiled (two cores).')
+    print(f'Setting up {args.venv} with {args.pins}: about 5 minutes on two cores.')
     log = Log(args.venv / 'setup.log')
     log.run('make the virtual environment', [sys.executable, '-m', 'venv', args.venv])
     first = [*pip, *(pins[name] for name in FIRST)]
