@@ -4,7 +4,7 @@ import contextlib
 import io
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from rich.console import Console
@@ -30,19 +30,19 @@ def table(
     rows: Iterable[Sequence[object]],
     title: str | None = None,
     justify: Literal['left', 'right'] = 'right',
-    alarm: str | None = None,
+    red: Collection[int] = (),
 ) -> Table:
     """For a console.
 
     Args:
         justify: of all columns but the first: ``'right'`` for figures.
-        alarm: rows with this cell are red.
+        red: numbers of the rows, from 0, that are red.
     """
     columns = [Column(name, justify=justify) for name in header[1:]]
     result = Table(header[0], *columns, title=title)
-    for row in rows:
+    for i, row in enumerate(rows):
         cells = [escape(str(cell)) for cell in row]
-        result.add_row(*cells, style='red' if alarm in cells else None)
+        result.add_row(*cells, style='red' if i in red else None)
     return result
 
 

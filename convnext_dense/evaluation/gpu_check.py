@@ -109,7 +109,8 @@ def check(settings: Settings, parts: Sequence[str], out: Path) -> str:
         (out / 'gpu.json').write_text(content, encoding='utf-8')
         (out / 'gpu.md').write_text(page(report), encoding='utf-8')
         title = title_of(name, part)
-        console.print(table(*table_of(rows), title, justify='left', alarm=FAIL))
+        red = [i for i, row in enumerate(rows) if row['verdict'] == FAIL]
+        console.print(table(*table_of(rows), title, justify='left', red=red))
     console.print(f'{report.verdict}; wrote {out}/gpu.json and gpu.md')
     return report.verdict
 

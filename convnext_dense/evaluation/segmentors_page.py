@@ -16,10 +16,11 @@ import numpy as np
 from matplotlib import color_sequences
 from matplotlib.colors import to_hex
 from PIL import Image
-from rich.table import Column, Table
+from rich.table import Table
 
 from ..data.pictures import overlay, read
 from ..pages import render
+from ..printing import table as make_table
 from .kept_rows import Row
 
 matplotlib.use('Agg')
@@ -89,10 +90,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def table(rows: Sequence[Row]) -> Table:
     """For the terminal."""
     heading, texts = cells(rows)
-    shown = Table(heading[0], *(Column(name, justify='right') for name in heading[1:]))
-    for row, text in zip(rows, texts):
-        shown.add_row(*text, style='red' if row.error else None)
-    return shown
+    return make_table(heading, texts, red=[i for i, row in enumerate(rows) if row.error])
 
 
 def scores(row: Row) -> str:

@@ -45,13 +45,20 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list
     return differences
 
 
-def not_floating(given: Mapping[str, Tensor]) -> list[Difference]:
-    """The tensors of a file that hold integers or the like: no weight of a ConvNeXt does."""
-    return [
-        Difference(NOT_FLOATING, name, dtype=tensor.dtype)
-        for name, tensor in given.items()
-        if tensor.dtype not in FLOATS
-    ]
+def compare_backbone(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], unknown: Iterable[str]
+) -> list[Difference]:
+    """As ``compare``, for the renamed tensors of a backbone in a file.
+
+    Its tensors that could not be renamed (``unknown``, by their names in the file) differ as well,
+    and those that hold integers or the like: no weight of a ConvNeXt does.
+    """
+    differences = compare(expected, given)
+    differences += [Difference(UNKNOWN, name) for name in unknown]
+    for name, tensor in given.items():
+        if tensor.dtype not in FLOATS:
+            differences.append(Difference(NOT_FLOATING, name, dtype=tensor.dtype))
+    return differences
 
 
 def listing(differences: Iterable[Difference]) -> str:

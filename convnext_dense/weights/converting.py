@@ -12,7 +12,7 @@ from torch import Tensor
 from ..architectures import Architecture, describe, parameter_shapes
 from ..errors import WeightsError
 from . import comparing, layouts, loading, reading
-from .comparing import MISSING, UNKNOWN, Difference
+from .comparing import MISSING
 
 # The official names, but GRN's parameters stay as they are: (C,).
 OURS = layouts.OFFICIAL._replace(name='ours', reshape={}, wrapper='state_dict')
@@ -121,13 +121,11 @@ def _check(ours: layouts.Renamed, where: str) -> Architecture:
     modules = {name.rpartition('.')[0] for name in given}
     differences = [
         item
-        for item in comparing.compare(expected, given)
+        for item in comparing.compare_backbone(expected, given, ours.unknown)
         if item.kind != MISSING
         or not layouts.OUTPUT_NORM.fullmatch(item.name)
         or item.name.rpartition('.')[0] in modules
     ]
-    differences += [Difference(UNKNOWN, name) for name in ours.unknown]
-    differences += comparing.not_floating(given)
     if differences:
         raise WeightsError(
             f'{source} is not a ConvNeXt as {describe(architecture)} has it:\n'

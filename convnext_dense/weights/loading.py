@@ -165,9 +165,8 @@ def match(
         changed[STEM] = Inflation(bands, inflate)
 
     left = [] if norms else sorted(expected_norms)
-    differences = [item for item in comparing.compare(expected, given) if item.name not in left]
-    differences += [Difference(UNKNOWN, name) for name in source.unknown]
-    differences += comparing.not_floating(given)
+    differences = comparing.compare_backbone(expected, given, source.unknown)
+    differences = [item for item in differences if item.kind != MISSING or item.name not in left]
     if differences:
         raise WeightsError(
             f'{where} ({_describe_layout(source.layout.name, source.prefix)}) does not fit this '
