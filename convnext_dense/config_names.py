@@ -19,7 +19,8 @@ def teach_mmengine() -> None:
     It looks a library up under the name of its distribution, which it reads from a table. The table
     lacks this package, and has mmseg under the name of the frozen distribution.
     """
-    MODULE2PACKAGE['convnext_dense'] = 'convnext_dense'
+    # Not the distribution, which upstream does not find in a clone, but a module in the folder.
+    MODULE2PACKAGE['convnext_dense'] = __name__
     try:
         distribution(MODULE2PACKAGE['mmseg'])
     except PackageNotFoundError:
