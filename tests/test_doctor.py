@@ -103,7 +103,7 @@ def test_two_distributions_own_one_name(tmp_path, sound, monkeypatch):
     assert 'mmengine is installed by mmengine and onedl-mmengine' in finding.wrong
     uninstall, install = finding.mend.split(' && ')
     assert uninstall.endswith('uninstall -y mmengine onedl-mmengine')
-    assert install.endswith(f'install {PINS["mmengine"]} "{PINS["numpy"]}"')
+    assert install.endswith(f'install "{PINS["numpy"]}" {PINS["mmengine"]}')
 
 
 def test_no_family_or_a_mixed_one(sound):

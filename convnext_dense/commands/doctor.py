@@ -1,12 +1,13 @@
 """What is wrong with this installation, its data and its machine, and the command that mends it.
 
-    python tools/doctor.py
-    python tools/doctor.py --offline
+    convnext-dense doctor
+    # on a machine that has no network on purpose
+    convnext-dense doctor --offline
 
-Says nothing and exits with 0 where all is sound; else with 1. Looked at are the OpenMMLab packages
-and torch, the compiled ops of mmcv, the GPU, data/coco and data/ade in the current folder, the room
-on the disk, and the hosts of the pretrained weights. Not checked: configs, the contents of images
-and labels, files of weights, other GPUs than the first one, drivers of several machines.
+Prints nothing and exits with 0 where all is sound; else it exits with 1. It looks at torch and the
+OpenMMLab packages, the compiled ops of mmcv, the GPU, data/coco and data/ade in the current folder,
+the room on the disk, and the hosts of the pretrained weights. It does not look into configs, images
+or files of weights, at other GPUs than the first one, nor at what connects several machines.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from ..doctor.checks import diagnose
 from ..doctor.probing import facts
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -132,9 +132,9 @@ def families(facts: Facts, pins: dict[str, str]) -> list[Finding]:
         owners = facts.owners.get(package, [])
         if owners == [expected]:
             continue
-        install = COMPILE if package == 'mmcv' else f'{{pip}} install {pins[package]} "{{numpy}}"'
+        install = COMPILE if package == 'mmcv' else f'{{pip}} install "{{numpy}}" {pins[package]}'
         if owners:
-            wrong = f'{package} is installed by {" and ".join(owners)}, and should be by {expected} alone'
+            wrong = f'{package} is installed by {" and ".join(owners)}, expected: {expected} alone'
             install = f'{{pip}} uninstall -y {" ".join(owners)} && {install}'
         elif package in ('mmengine', 'mmcv'):
             wrong = f'{package} is not installed'
@@ -213,9 +213,9 @@ def build_tools(facts: Facts, pins: dict[str, str]) -> list[Finding]:
     ]
     version = facts.distributions.get('torch', NOTHING).version
     if not version or tuple(map(int, re.findall(r'\d+', version)[:2])) >= NEW_TORCH:
-        wrong = f'mmcv has to be compiled, and not with torch {version or "missing"}'
+        lack = f'torch {version} is too new for it' if version else 'torch is not installed'
         install = f'{facts.pip} install {pins["torch"]} {pins["torchvision"]}'
-        findings.append(Finding(wrong, install))
+        findings.append(Finding(f'mmcv has to be compiled, and {lack}', install))
     return findings
 
 

@@ -73,21 +73,31 @@ def normalised(name: str) -> str:
     return re.sub('[-_.]+', '-', name).lower()
 
 
+def named_distributions() -> list[tuple[str, metadata.Distribution]]:
+    """From the end of the path to its beginning, so that a dict keeps those that are imported."""
+    return [
+        (normalised(distribution.metadata['Name']), distribution)
+        for distribution in reversed(list(metadata.distributions()))
+        if 'Name' in distribution.metadata  # what remains of an uninstalled one has none
+    ]
+
+
 def package_owners() -> dict[str, list[str]]:
-    return {
-        package: sorted({normalised(name) for name in names})
-        for package, names in metadata.packages_distributions().items()
-    }
+    """As metadata.packages_distributions(), which on Python 3.10 misses onedl-mmengine."""
+    owners: dict[str, set[str]] = {}
+    for name, distribution in named_distributions():
+        record = distribution.read_text('RECORD') or ''  # an editable install lists no package
+        packages = re.findall(r'^(\w+)/__init__\.py,', record, re.M)
+        for package in [*packages, *(distribution.read_text('top_level.txt') or '').split()]:
+            owners.setdefault(package, set()).add(name)
+    return {package: sorted(names) for package, names in owners.items()}
 
 
 def installed() -> dict[str, Distribution]:
-    distributions: dict[str, Distribution] = {}
-    for distribution in metadata.distributions():
-        if 'Name' in distribution.metadata:  # remains of an uninstalled one have none
-            name = normalised(distribution.metadata['Name'])
-            row = Distribution(distribution.version, distribution.requires or [])
-            distributions.setdefault(name, row)  # the first on the path is imported
-    return distributions
+    return {
+        name: Distribution(distribution.version, distribution.requires or [])
+        for name, distribution in named_distributions()
+    }
 
 
 def pip_command() -> str:
