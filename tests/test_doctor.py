@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 import mmcv
+from packaging.requirements import Requirement
 from pytest import fixture, mark
 
 from conftest import ROOT
@@ -51,8 +52,6 @@ def test_pins_are_those_of_the_set_up():
     for family, pins in FAMILIES.items():
         lines = (ROOT / f'tools/env/{family}.txt').read_text().splitlines()
         assert {pin for pin in pins.values() if '==' in pin} <= set(lines)
-        from packaging.requirements import Requirement
-
         versions = dict(line.split('==') for line in lines if re.match(r'[\w-]+==', line))
         for name in ('numpy', 'setuptools'):
             assert Requirement(pins[name]).specifier.contains(versions[name])
@@ -190,7 +189,7 @@ def test_a_library_that_ends_python(tmp_path, sound, monkeypatch):
     (tmp_path / 'torch.py').write_text('import os; os.abort()')
     monkeypatch.syspath_prepend(tmp_path)
     (finding,) = diagnose(sound._replace(failed=probing.first_failure(sound.owners, gpu=False)))
-    assert 'torch does not import' in finding.wrong and 'signal 6' in finding.wrong
+    assert 'torch does not import' in finding.wrong and 'status -6' in finding.wrong
     assert 'install --force-reinstall --no-deps torch==' in finding.mend
 
 

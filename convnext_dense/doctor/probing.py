@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def named_distributions() -> list[tuple[str, metadata.Distribution]]:
     return [
         (normalised(distribution.metadata['Name']), distribution)
         for distribution in reversed(list(metadata.distributions()))
-        if 'Name' in distribution.metadata  # what remains of an uninstalled one has none
+        if 'Name' in distribution.metadata  # not in what an interrupted pip leaves
     ]
 
 
@@ -102,8 +103,9 @@ def installed() -> dict[str, Distribution]:
 
 def pip_command() -> str:
     """Users whose environment is not activated have another ``pip``, or none."""
-    beside_python = Path(sys.executable).with_name('pip')
-    return 'pip' if shutil.which('pip') == str(beside_python) else f'{sys.executable} -m pip'
+    if shutil.which('pip') == str(Path(sys.executable).with_name('pip')):
+        return 'pip'
+    return f'{shlex.quote(sys.executable)} -m pip'
 
 
 def first_failure(owners: dict[str, list[str]], gpu: bool) -> tuple[str, str]:
@@ -120,9 +122,9 @@ def first_failure(owners: dict[str, list[str]], gpu: bool) -> tuple[str, str]:
     if not child.returncode:
         return '', ''
     name = child.stdout.split()[-1]
-    if child.returncode < 0:
-        return name, f'it ends Python with signal {-child.returncode}'
-    return name, child.stderr.strip().splitlines()[-1]
+    if child.returncode != 1:  # not by the script
+        return name, f'it ends Python with status {child.returncode}'
+    return name, child.stderr.splitlines()[-1]
 
 
 def visible_gpus() -> list[str]:
@@ -131,7 +133,7 @@ def visible_gpus() -> list[str]:
     if shutil.which('nvidia-smi'):
         listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
         if not listed.returncode:
-            return listed.stdout.splitlines()
+            return [line for line in listed.stdout.splitlines() if line.startswith('GPU ')]
     return [str(device) for device in sorted(Path('/dev').glob('nvidia[0-9]*'))]
 
 
