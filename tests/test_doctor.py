@@ -165,6 +165,12 @@ def test_numpy_that_a_package_refuses(sound):
             f'install "{PINS["setuptools"]}"',
         ),
         (
+            'mmcv_ops',
+            'RuntimeError: nms_impl: implementation for device cuda:0 not found.',
+            'compiled for another torch',
+            COMPILE,
+        ),
+        (
             'mmdet',
             'AssertionError: MMCV==2.2.0 is used but incompatible. '
             'Please install mmcv>=2.0.0rc4, <2.2.0.',

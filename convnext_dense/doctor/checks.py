@@ -67,7 +67,7 @@ FAULTS = (
     ('torchvision', '', 'torchvision does not fit torch', REINSTALL + '{index}'),
     ('torch_on_gpu', 'not compiled with CUDA', 'torch has no CUDA', REPLACE_TORCH),
     ('torch_on_gpu', '', 'torch cannot use the GPU', CHOOSE_TORCH),
-    ('mmcv_ops', '', 'the ops of mmcv do not run', COMPILE),
+    ('mmcv_ops', '', 'the ops of mmcv do not run, as when compiled for another torch', COMPILE),
     ('mmcv_ops_on_gpu', '', 'the ops of mmcv do not run on the GPU', COMPILE),
     ('', '', '{package} does not import', REINSTALL),
 )
