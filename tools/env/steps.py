@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 
 
+class StepFailed(SystemExit):
+    """Ends the set-up with a message, unless there is another way."""
+
+
 class Log:
     """Runs commands with their output in the file ``path``."""
 
@@ -18,7 +22,7 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def run(self, title: str, command, estimate: str = '', **kwargs) -> str:
-        """Returns the output. Exits with the end of the log when the command fails."""
+        """Returns the output. StepFailed has the end of it when the command fails."""
         print(f'-> {title}' + (f' ({estimate})' if estimate else ''), flush=True)
         command = [str(part) for part in command]
         lines: list[str] = []
@@ -45,8 +49,10 @@ class Log:
         if sys.stdout.isatty():
             print('\r\033[K', end='')
         if code:
-            print(''.join(lines[-30:]))
-            sys.exit(f'failed: {title}. The end of its output is above, all of it in {self.path}')
+            raise StepFailed(
+                f'{"".join(lines[-30:])}\nfailed: {title}. The end of its output is above, all of '
+                f'it in {self.path}'
+            )
         print(f'   done in {time.time() - start:.0f} s', flush=True)
         return ''.join(lines)
 
