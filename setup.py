@@ -1,30 +1,46 @@
-"""Packaging of convnext_dense.
+"""What pyproject.toml cannot say: the package has the recipes in it, and README as its description.
 
-The OpenMMLab packages are deliberately not requirements: two families (onedl-* and upstream) own
-the same import names, and asking for one would overwrite the other without a word. Install the one
-that you use first.
+``configs/`` and ``tools/`` are the only source. MMEngine and OpenMIM look for them in ``.mim`` of
+an installed package, so that a wheel has copies there, and an editable install has links.
 """
 
+import re
+import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithRecipes(build_py):
+    def run(self):
+        super().run()
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        mim = package / 'convnext_dense' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for name in ('configs', 'tools'):
+            if self.editable_mode:
+                (mim / name).symlink_to(Path('..', '..', name), target_is_directory=True)
+            else:
+                ignored = shutil.ignore_patterns('env', '__pycache__')  # env is for clones
+                shutil.copytree(ROOT / name, mim / name, ignore=ignored)
+        metafiles = sorted(path.relative_to(ROOT) for path in ROOT.glob('configs/*/metafile.yml'))
+        lines = ['Import:', *(f'  - {path.as_posix()}' for path in metafiles)]
+        (mim / 'model-index.yml').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def description() -> str:
+    """README.md without pictures, and with text in place of links that lead into the repository."""
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    text = re.sub(r'!\[[^]]*\]\((?!https?:)[^)]*\)\n*', '', text)
+    return re.sub(r'(?<!!)\[([^]]*)\]\((?!https?:|#)[^)]*\)', r'\1', text)
+
 
 setup(
-    name='convnext_dense',
-    version='0.1.0',
-    description='ConvNeXt for mmdet 3 and mmseg 1: backbones, recipes, weights, comparisons',
-    keywords='ConvNeXt, backbone, object detection, semantic segmentation, OpenMMLab',
-    classifiers=[
-        'Intended Audience :: Science/Research',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Topic :: Scientific/Engineering :: Image Recognition',
-    ],
-    long_description=Path('README.md').read_text(encoding='utf-8'),
+    cmdclass={'build_py': BuildWithRecipes},
+    long_description=description(),
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.10',
-    packages=find_packages(include=['convnext_dense', 'convnext_dense.*']),
-    package_data={'convnext_dense': ['templates/*.html']},
-    install_requires=['torch>=2.1'],
 )

@@ -1,24 +1,36 @@
 """ConvNeXt under dense-prediction models of the MMEngine family."""
 
-try:
-    import mmengine  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != 'mmengine':  # one of MMEngine's own requirements, whose name the error tells
-        raise
-    raise ModuleNotFoundError(
-        'convnext_dense runs on MMEngine and does not install it, because two families own that '
-        'name: install onedl-mmengine (maintained) or mmengine (frozen), whichever your mmdet or '
-        'mmseg belongs to'
-    ) from error
+__version__ = '0.1.0'
 
-from .architectures import ARCHITECTURES
-from .backbone import ConvNeXt
-from .errors import ConfigError, WeightsError
-from .fast_path import plain_operators
-from .folding import fuse
-from .layer_decay import LayerDecayOptimWrapperConstructor, layer_id, lr_scale
-from .swap import swap_backbone
-from .weights import PRESETS, LoadReport, load_weights
+try:
+    from .architectures import ARCHITECTURES
+    from .backbone import ConvNeXt
+    from .config_names import config
+    from .errors import ConfigError, WeightsError
+    from .fast_path import plain_operators
+    from .folding import fuse
+    from .inference import inferencer
+    from .layer_decay import LayerDecayOptimWrapperConstructor, layer_id, lr_scale
+    from .swap import swap_backbone
+    from .weights import PRESETS, LoadReport, load_weights
+except Exception as error:  # torch or MMEngine is missing or broken: `convnext-dense doctor` runs
+    _reason = error
+
+    def __getattr__(name: str):
+        if name.startswith('__'):
+            raise AttributeError(name)
+        if isinstance(_reason, ModuleNotFoundError) and _reason.name == 'mmengine':
+            raise ModuleNotFoundError(
+                'convnext_dense runs on MMEngine and does not install it, because two families own '
+                'that name: install onedl-mmengine (maintained) or mmengine (frozen), whichever '
+                'your mmdet or mmseg belongs to',
+                name='mmengine',
+            ) from _reason
+        raise ImportError(
+            f'convnext_dense cannot be used here: {type(_reason).__name__}: {_reason}. '
+            '"convnext-dense doctor" tells how to mend it'
+        ) from _reason
+
 
 __all__ = [
     'ARCHITECTURES',
@@ -28,7 +40,9 @@ __all__ = [
     'LoadReport',
     'PRESETS',
     'WeightsError',
+    'config',
     'fuse',
+    'inferencer',
     'layer_id',
     'load_weights',
     'lr_scale',

@@ -12,11 +12,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from conftest import DEMO, ROOT, randomise
-from convnext_dense import ConvNeXt
-from convnext_dense.commands.show_features import main
+from convnext_dense import ConvNeXt, inferencer
+from convnext_dense.commands.features import main
 from convnext_dense.data.pictures import read
 from convnext_dense.inference import features
-from convnext_dense.inference.prediction import make_predictor
 
 PREDICT, SHOW = ROOT / 'tools/predict.py', ROOT / 'tools/show_features.py'
 
@@ -91,7 +90,7 @@ def test_a_folder_of_good_odd_and_broken_files(model, pictures, tmp_path, exits)
     assert all(f'skipped {name}' in output for name in BROKEN)
     overlays = (out / 'overlays').rglob('*.png')
     assert {str(path.relative_to(out / 'overlays')) for path in overlays} == OVERLAYS
-    predictor = make_predictor(Config.fromfile(config), checkpoint, 'cpu')
+    predictor = inferencer(config, checkpoint, 'cpu')
     assert predictor.model.dataset_meta['palette'][1] == (40, 215, 128)
     if task == 'coco':
         coco = COCO(out / 'predictions.json')

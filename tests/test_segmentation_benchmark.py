@@ -18,7 +18,7 @@ from PIL import Image
 
 from conftest import DEMO, ROOT, run, start
 from convnext_dense import ConfigError, WeightsError
-from convnext_dense.commands import benchmark_segmentation
+from convnext_dense.commands import compare
 from convnext_dense.commands import test as test_command
 from convnext_dense.data import label_folder
 from convnext_dense.data.pictures import distinct_colours, overlay, save_labels, with_legend
@@ -344,7 +344,7 @@ def test_the_command_compares_and_shows(street, tmp_path, capsys):
     models = [good, f'{ROOT}/{STREET}=absent.pth', f'{ROOT}/{DEMO["ade"]}']
     command = [*models, '--out', str(out), '--runs', '2', '--threads', '1']
     with pytest.raises(SystemExit) as stopped:
-        benchmark_segmentation.main(command)
+        compare.main(command)
     output = capsys.readouterr().out
     assert not stopped.value.code, output
     rows = {row['name']: row for row in models_in(out)}
@@ -366,7 +366,7 @@ def test_the_command_compares_and_shows(street, tmp_path, capsys):
     assert f'{score:.2f}' in shown and 'no checkpoint at absent.pth' in shown
 
     with pytest.raises(SystemExit):
-        benchmark_segmentation.main(command)
+        compare.main(command)
     output = capsys.readouterr().out
     assert 'config: kept' in output and 'config, fused: kept' in output
     assert {row['name']: row for row in models_in(out)} == rows

@@ -11,8 +11,9 @@ from mmengine.registry import init_default_scope
 
 from conftest import ADE_T, COCO_T, ROOT
 from convnext_dense import ConfigError, swap_backbone
+from convnext_dense.config_names import find_config
 from convnext_dense.inference.building import build
-from convnext_dense.swap import allow_unused, find_config, plan, prove
+from convnext_dense.swap import allow_unused, plan, prove
 from convnext_dense.swap.config_files import read_config
 from convnext_dense.swap.editing import at, dotted, plain
 

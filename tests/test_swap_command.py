@@ -11,8 +11,9 @@ from mmengine.registry import MODELS, init_default_scope
 
 from conftest import ROOT, run
 from convnext_dense import ConfigError, swap_backbone
-from convnext_dense.commands.swap_backbone import main
-from convnext_dense.swap import find_config, plan, write_config
+from convnext_dense.commands.swap import main
+from convnext_dense.config_names import find_config
+from convnext_dense.swap import plan, write_config
 from convnext_dense.swap.config_files import read_config
 from convnext_dense.swap.editing import plain
 

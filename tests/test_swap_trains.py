@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from conftest import run
-from convnext_dense.swap import find_config, plan, write_config
-from convnext_dense.swap.config_files import config_folder
+from convnext_dense.config_names import config_folder, find_config
+from convnext_dense.swap import plan, write_config
 
 ITERATIONS = 20
 COMMON = f"""

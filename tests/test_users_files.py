@@ -20,7 +20,7 @@ from timm.models.convnext import checkpoint_filter_fn
 
 from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, randomise, run
 from convnext_dense import ConvNeXt
-from convnext_dense.commands.convert_weights import main as convert
+from convnext_dense.commands.convert import main as convert
 
 ZOO = {
     'mask-rcnn': (mmdet, 'convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py', COCO_T),

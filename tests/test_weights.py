@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from conftest import ROOT, randomise
 from convnext_dense import PRESETS, ConfigError, ConvNeXt, WeightsError, load_weights
-from convnext_dense.commands.convert_weights import main as convert_weights
+from convnext_dense.commands.convert import main as convert_weights
 from convnext_dense.weights import convert, downloading, presets, save
 from convnext_dense.weights.loading import match
 from convnext_dense.weights.reading import read

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The command is in convnext_dense/commands/benchmark_segmentation.py; --help describes it."""
+"""The command is in convnext_dense/commands/compare.py; --help describes it."""
 
-from convnext_dense.commands.benchmark_segmentation import main
+from convnext_dense.commands.compare import main
 
 if __name__ == '__main__':
     main()

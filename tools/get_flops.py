@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The command is in convnext_dense/commands/get_flops.py; --help describes it."""
+"""The command is in convnext_dense/commands/flops.py; --help describes it."""
 
-from convnext_dense.commands.get_flops import main
+from convnext_dense.commands.flops import main
 
 if __name__ == '__main__':
     main()

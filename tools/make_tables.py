@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The command is in convnext_dense/commands/make_tables.py; --help describes it."""
+"""The command is in convnext_dense/commands/tables.py; --help describes it."""
 
-from convnext_dense.commands.make_tables import main
+from convnext_dense.commands.tables import main
 
 if __name__ == '__main__':
     main()

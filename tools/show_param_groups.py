@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The command is in convnext_dense/commands/show_param_groups.py; --help describes it."""
+"""The command is in convnext_dense/commands/groups.py; --help describes it."""
 
-from convnext_dense.commands.show_param_groups import main
+from convnext_dense.commands.groups import main
 
 if __name__ == '__main__':
     main()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The command is in convnext_dense/commands/swap_backbone.py; --help describes it."""
+"""The command is in convnext_dense/commands/swap.py; --help describes it."""
 
-from convnext_dense.commands.swap_backbone import main
+from convnext_dense.commands.swap import main
 
 if __name__ == '__main__':
     main()

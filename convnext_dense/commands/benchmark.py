@@ -1,10 +1,10 @@
 """Speed and memory of ConvNeXt here and in other libraries, side by side in one run; or of whole
 configs, fused or not.
 
-    python tools/benchmark.py                  the suite of docs/performance.md (make benchmark)
-    python tools/benchmark.py --arch base --size 1x512x512 --dtype bfloat16
-    python tools/benchmark.py --size 2x512x512 --train
-    python tools/benchmark.py CONFIG [CONFIG ...] --size 1x800x1280
+    convnext-dense benchmark                  the suite of docs/performance.md (make benchmark)
+    convnext-dense benchmark --arch base --size 1x512x512 --dtype bfloat16
+    convnext-dense benchmark --size 2x512x512 --train
+    convnext-dense benchmark CONFIG [CONFIG ...] --size 1x800x1280
 
 Backbones get the same random weights, each peer the memory format in which it is faster, and no
 model is timed whose maps are not those of the float64 network. Every model has a process of its

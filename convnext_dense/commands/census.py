@@ -1,6 +1,6 @@
 """Swap the backbone of every config that mmdet and mmseg install, and write what came of it.
 
-    python tools/census.py --out docs/census.md
+    convnext-dense census --out docs/census.md
 
 Every config is swapped. Of configs whose swapped models are equal but for weights, losses, numbers
 of classes, and settings of training and test, one is built and trained for a step. Grounding DINO

@@ -1,6 +1,6 @@
 """Generate the demo's data: scenes of textured shapes, in the layouts of COCO and ADE20K.
 
-    python tools/demo_data.py work_dirs/demo/data
+    convnext-dense demo-data work_dirs/demo/data
 
 convnext_dense/demo/scenes.py describes them. The same arguments give the same files.
 """

@@ -1,7 +1,7 @@
 """What a trained detector or segmentor sees in an image, the images of a folder, or a video.
 
-    python tools/predict.py CONFIG CHECKPOINT street.jpg
-    python tools/predict.py CONFIG CHECKPOINT FOLDER --out predictions
+    convnext-dense predict CONFIG CHECKPOINT street.jpg
+    convnext-dense predict CONFIG CHECKPOINT FOLDER --out predictions
 
 Leaves in --out: overlays/ (boxes and masks, or a semantic map with its legend; of a video, a
 video); of a segmentor labels/*.png, whose pixels are the numbers of the classes; of a detector
@@ -14,17 +14,15 @@ import sys
 import warnings
 from pathlib import Path
 
-from mmengine.config import Config
-
 from ..errors import WeightsError
-from ..inference.prediction import Predictions, make_predictor
+from ..inference.prediction import Predictions, inferencer
 from .shared import add_device, errors_as_messages, make_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add('config', help='path of a config')
+    add('config', help='path of a config, or name of a recipe')
     add('checkpoint', help='path or URL of the trained model')
     add('input', type=Path, help='an image, a folder (with the folders in it), or a video')
     add('--out', type=Path, default=Path('work_dirs/predictions'))
@@ -33,14 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.input.exists():
         parser.error(f'no image, folder or video at {args.input}')
-    if not Path(args.config).is_file():
-        parser.error(f'no config at {args.config}')
 
     # The frameworks warn that no weights were loaded, which is done here, and of boxes at borders.
     warnings.simplefilter('ignore')
     with errors_as_messages():
         try:
-            predictor = make_predictor(Config.fromfile(args.config), args.checkpoint, args.device)
+            predictor = inferencer(args.config, args.checkpoint, args.device)
         except WeightsError as error:
             configs = sorted(str(path) for path in Path(args.checkpoint).parent.glob('*.py'))
             hint = f'\nThe config of that training may be {configs[0]}' if configs else ''

@@ -32,7 +32,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     work_dir = 'folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)'
     data_root = 'folder of the data, in place of the one that the config names'
     options = 'override the config, for instance train_dataloader.batch_size=4'
-    parser.add_argument('config', help='path of a config')
+    parser.add_argument('config', help='path of a config, or name of a recipe')
     parser.add_argument('--work-dir', help=work_dir)
     parser.add_argument('--data-root', help=data_root)
     parser.add_argument(

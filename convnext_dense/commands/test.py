@@ -1,8 +1,8 @@
 """Evaluate a checkpoint on the test split of its config.
 
-    python tools/test.py CONFIG CHECKPOINT
-    python tools/test.py CONFIG CHECKPOINT --show-dir pictures
-    python tools/test.py CONFIG CHECKPOINT --tta    # multi-scale and flip, as published for ADE20K
+    convnext-dense test CONFIG CHECKPOINT
+    convnext-dense test CONFIG CHECKPOINT --show-dir pictures
+    convnext-dense test CONFIG CHECKPOINT --tta    # multi-scale and flip, as published for ADE20K
 
 Metrics are printed and written to WORK_DIR/TIMESTAMP/*.json.
 """

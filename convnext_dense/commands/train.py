@@ -1,7 +1,7 @@
 """Train a detector or segmentor from a config.
 
-    python tools/train.py configs/coco/mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco.py
-    torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
+    convnext-dense train mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco
+    torchrun --nproc_per_node 8 -m convnext_dense train CONFIG --launcher pytorch
 
 Reads data, model, schedule, hooks and default_scope from the config; it knows nothing of the task.
 """

@@ -20,9 +20,8 @@ from ..printing import markdown_table
 from ..training.running import follow
 from . import scenes
 
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = {'Mask R-CNN': 'mask-rcnn_convnext-atto_shapes', 'UperNet': 'upernet_convnext-atto_shapes'}
-METRICS = {  # column of the table -> task, key in the metrics of tools/test.py, and what 1 is there
+METRICS = {  # column of the table -> task, key in the metrics of the test, and what 1 is there
     'box AP': ('Mask R-CNN', 'coco/bbox_mAP', 1),
     'box AP50': ('Mask R-CNN', 'coco/bbox_mAP_50', 1),
     'mask AP': ('Mask R-CNN', 'coco/segm_mAP', 1),
@@ -73,7 +72,7 @@ def train_and_test(seed: int, out: Path) -> dict[str, float]:
     folder of ``out`` for each task."""
     metrics = {}
     for task, name in TASKS.items():
-        folder, config = out / f'{name}-{seed}', ROOT / 'configs' / 'demo' / f'{name}.py'
+        folder, config = out / f'{name}-{seed}', f'demo/{name}'
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         data = out / 'data' / ('coco' if task == 'Mask R-CNN' else 'ade')

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from ..architectures import ARCHITECTURES
+from ..config_names import read_config
 from ..fast_path import plain_operators
 from ..folding import fuse
 from ..inference.building import build
@@ -154,7 +154,7 @@ def backbone(
 def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
     """Inference of a config's model, whose weights are random."""
     images = images_of(scenario.size)
-    cfg = Config.fromfile(scenario.arch)
+    cfg = read_config(scenario.arch)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = build(cfg.model, device)
     batch = samples(model, images) * len(images)
@@ -205,8 +205,8 @@ def report(results: Iterable[Result], about: dict[str, Any]) -> str:
     """benchmark.md."""
     facts = ', '.join(f'{key} {value}' for key, value in about.items())
     introduction = (
-        f'Made by `tools/benchmark.py` (`make benchmark` for the suite): {facts}. Each model in a '
-        'process of its own. Speed is relative to the fastest peer, memory to the lightest; error '
+        f'Made by `convnext-dense benchmark` (`make benchmark` for the suite): {facts}. Each '
+        'model in a process of its own. Speed is relative to the fastest peer, memory to the lightest; error '
         'is that of the worst map relative to float64; spread is the middle half of the runs.'
     )
     blocks = ['# Benchmark', paragraph(introduction), '![the same as bars](benchmark.png)']

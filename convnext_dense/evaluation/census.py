@@ -21,10 +21,11 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from ..config_names import config_folder
 from ..errors import ConfigError
 from ..printing import markdown_table, progress
 from ..swap import plan, prove
-from ..swap.config_files import LIBRARIES, config_folder, read_config
+from ..swap.config_files import read_config
 from ..swap.editing import at
 from ..swap.old_backbone import find_owners
 from ..swap.proof import run_step
@@ -81,7 +82,7 @@ def census(arch: str, only: str = '') -> list[Row]:
 
     rows = [
         Row(f'{library}/{path.relative_to(folder).as_posix()}')
-        for library in LIBRARIES
+        for library in ('mmdet', 'mmseg')
         if (folder := config_folder(library))
         for path in sorted(folder.rglob('*.py'))
         if '_base_' not in path.parts and only in str(path)
@@ -216,7 +217,7 @@ def make_bert(folder: str) -> None:
 def report(rows: Sequence[Row], arch: str) -> str:
     """The page in Markdown."""
     parts = [summary(rows, arch)]
-    for library in LIBRARIES:
+    for library in ('mmdet', 'mmseg'):
         of_library = [row for row in rows if row.config.startswith(f'{library}/')]
         parts += [f'## {library}', table(of_library)]
     for state in ('cannot', 'broken', 'fails'):

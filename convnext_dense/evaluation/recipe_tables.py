@@ -1,34 +1,74 @@
-"""The pages configs/coco/README.md and configs/ade20k/README.md, made of the configs and of
-configs/published.json."""
+"""What is published of the recipes, and the pages configs/coco/README.md and
+configs/ade20k/README.md, made of it and of the configs."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
+from typing import NamedTuple
 
-from mmengine.config import Config
+import yaml
 
+from ..config_names import config_folder, read_config
+from ..errors import ConfigError
 from ..printing import markdown_table, paragraph
-from ..weights import PRESETS
 from .flops import count, total, usual_size
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 TASKS = {
     'coco': (
         'COCO',
-        {'box_ap': 'box AP', 'mask_ap': 'mask AP'},
+        ('box AP', 'mask AP'),
         'Box and mask AP on val2017, single scale. FLOPs at 800 x 1280, two-stage detectors with '
         '1000 boxes through each box head and 100 through each mask head.',
     ),
     'ade20k': (
         'ADE20K',
-        {'miou': 'mIoU', 'miou_tta': 'mIoU, `--tta`'},
-        'mIoU on the validation set; FLOPs at 512 x 2048, those of 640 x 640 models at 640 x 2560.',
+        ('mIoU', 'mIoU (ms+flip)'),
+        'mIoU on the validation set, at one scale and as `--tta` tests (ms+flip); FLOPs at 512 x '
+        '2048, those of 640 x 640 models at 640 x 2560.',
     ),
 }
 ORIGIN = (
-    'Written by `tools/make_tables.py`; no model of it was trained here. Parameters and FLOPs are '
+    'Written by `convnext-dense tables`; no model of it was trained here. Parameters and FLOPs are '
     'counted by us. Where a published figure differs in its last digit, it stands beside ours.'
 )
+
+
+class Recipe(NamedTuple):
+    """A config of this package, with what others published of it."""
+
+    name: str
+    task: str  # folder of the config
+    weights: str  # preset
+    licence: str  # of the weights
+    status: str  # who published what
+    scores: Mapping[str, float]  # metric -> value
+    parameters: int | None  # millions
+    flops: int | None  # billions of multiply-adds
+
+    @property
+    def is_for_own_data(self) -> bool:
+        return '_own' in self.name
+
+
+def read_recipes(task: str) -> list[Recipe]:
+    """The recipes of a key of ``TASKS``, from its ``metafile.yml``.
+
+    Raises:
+        ConfigError: the package's files are not complete.
+    """
+    folder = config_folder('convnext_dense')
+    if folder is None:
+        raise ConfigError('the recipes are not where the package is: install convnext_dense again')
+    recipes = []
+    for model in yaml.safe_load((folder / task / 'metafile.yml').read_text('utf-8'))['Models']:
+        facts = model['Metadata']
+        scores: dict[str, float] = {}
+        for result in model.get('Results', ()):
+            scores |= result['Metrics']
+        keys = 'Pretrained Weights', 'License of Pretrained Weights', 'Status'
+        weights, licence, status = (facts[key] for key in keys)
+        parameters, flops = facts.get('Parameters (M)'), facts.get('FLOPs (G)')
+        origin = weights, licence, status
+        recipes.append(Recipe(model['Name'], task, *origin, scores, parameters, flops))
+    return recipes
 
 
 def page(task: str, known: Mapping[str, tuple[str, str]] | None = None) -> str:
@@ -38,21 +78,17 @@ def page(task: str, known: Mapping[str, tuple[str, str]] | None = None) -> str:
         task: key of ``TASKS``.
         known: config -> its cells of parameters and FLOPs, of those that need not be counted again.
     """
-    published = json.loads((CONFIGS / 'published.json').read_text())
     title, metrics, caption = TASKS[task]
-    header = ['config', *metrics.values(), 'parameters, M', 'FLOPs, G']
-    header += ['weights', 'licence', 'status']
+    header = ['config', *metrics, 'parameters, M', 'FLOPs, G', 'weights', 'licence', 'status']
     rows, links = [], []
-    for path in sorted((CONFIGS / task).glob('*.py')):
-        if '_own' in path.stem:  # for the user's own data: nothing is published of them
-            links.append(f'[{path.stem.partition("_")[0]}]({path.name})')
+    for recipe in read_recipes(task):
+        if recipe.is_for_own_data:
+            links.append(f'[{recipe.name.partition("_")[0]}]({recipe.name}.py)')
             continue
-        cfg, row = Config.fromfile(path), published[path.stem]
-        counts = (known or {}).get(path.stem) or counted(cfg, row)
-        weights = cfg.model.backbone.init_cfg.checkpoint
-        figures = [row.get(metric, '') for metric in metrics]
-        origin = f'`{weights}`', PRESETS[weights].licence, row['status']
-        rows.append([f'[{path.stem}]({path.name})', *figures, *counts, *origin])
+        counts = (known or {}).get(recipe.name) or counted(recipe)
+        scores = [recipe.scores.get(metric, '') for metric in metrics]
+        origin = f'`{recipe.weights}`', recipe.licence, recipe.status
+        rows.append([f'[{recipe.name}]({recipe.name}.py)', *scores, *counts, *origin])
     own_data = (
         'For one GPU and data of your own ([docs/own-data.md](../../docs/own-data.md)): '
         f'{", ".join(links)}.'
@@ -61,15 +97,13 @@ def page(task: str, known: Mapping[str, tuple[str, str]] | None = None) -> str:
     return '\n\n'.join([*blocks, paragraph(own_data)]) + '\n'
 
 
-def counted(cfg: Config, row: Mapping[str, float]) -> tuple[str, str]:
-    """Millions of parameters and GFLOPs, with those of ``row``, the published ones, where they
-    differ.
-    """
+def counted(recipe: Recipe) -> tuple[str, str]:
+    """Millions of parameters and GFLOPs, with the published ones where they differ."""
+    cfg = read_config(f'{recipe.task}/{recipe.name}')
     cost = total(count(cfg, usual_size(cfg)).values())
 
-    def cell(value, key):
-        published = row.get(key, value)
-        return f'{value}' if published == value else f'{value} (published: {published})'
+    def cell(value, published):
+        return f'{value}' if published in (None, value) else f'{value} (published: {published})'
 
     parameters, gigaflops = round(cost.parameters / 1e6), round(cost.macs / 1e9)
-    return cell(parameters, 'parameters_m'), cell(gigaflops, 'flops_g')
+    return cell(parameters, recipe.parameters), cell(gigaflops, recipe.flops)

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.progress import Progress
 
+from ..config_names import find_config
 from ..data import label_folder
 from ..errors import ConfigError, WeightsError
 from ..printing import console, quiet
@@ -37,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How models are compared: the options of ``tools/benchmark_segmentation.py``."""
+    """How models are compared: the options of ``convnext-dense compare``."""
 
     out: Path  # folder
     data_root: str | None = None  # None: the data that the configs name
@@ -63,7 +64,8 @@ def find(models: Sequence[str]) -> list[Entry]:
         if Path(text).is_dir():
             entries += _trained_in(Path(text))
         else:
-            config, _, checkpoint = text.rpartition('=') if '.py=' in text else (text, '', '')
+            split = text.rpartition if '.py=' in text else text.partition  # paths may have a =
+            config, _, checkpoint = split('=')
             entries.append(Entry(Path(config).stem, config, checkpoint or None))
     if len({entry.name for entry in entries}) < len(entries):
         names = [f'{entry.name} {Path(entry.checkpoint or "").stem}' for entry in entries]
@@ -190,18 +192,17 @@ def prepared_config(entry: Entry, options: Options, folder: Path) -> Config:
     Raises:
         ConfigError: a file is missing, or the data do not fit.
     """
-    if not Path(entry.config).is_file():
-        raise ConfigError(f'no config at {entry.config}')
+    path = find_config(entry.config)[0]
     if entry.checkpoint and '://' not in entry.checkpoint and not Path(entry.checkpoint).is_file():
         raise ConfigError(f'no checkpoint at {entry.checkpoint}')
     if entry.is_fused:  # its config was prepared for the row before
-        return Config.fromfile(entry.config)
+        return Config.fromfile(path)
     to_train = entry.checkpoint is None
     if to_train and not options.train and not (folder / 'train').exists():
         raise ConfigError(NO_CHECKPOINT)
     try:
         with quiet():
-            cfg = Config.fromfile(entry.config)
+            cfg = Config.fromfile(path)
         cfg.merge_from_dict(options.cfg_options)
     except Exception as error:
         raise ConfigError(f'the config cannot be read: {type(error).__name__}: {error}') from error
@@ -219,7 +220,7 @@ def prepared_config(entry: Entry, options: Options, folder: Path) -> Config:
 
 
 def train(name: str, cfg: Config, folder: Path, is_allowed: bool) -> str:
-    """Train as ``tools/train.py`` does, go on where it was interrupted, or take what is finished.
+    """Train as ``convnext-dense train`` does; or go on, or take what is finished.
 
     Args:
         folder: has the config, ``config.py``; the work dir is ``train`` in it.

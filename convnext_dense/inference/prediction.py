@@ -8,11 +8,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from PIL import Image
 
+from ..config_names import read_config
 from ..data import label_folder
 from ..data.pictures import distinct_colours, overlay, read, save_labels, with_legend
 from ..errors import ConfigError
@@ -23,14 +25,22 @@ IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.p
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 
 
-def make_predictor(cfg: Config, checkpoint: str, device: str):
-    """The inferencer of mmseg or mmdet with a trained model.
+def inferencer(config: str | Path | Config, checkpoint: str | Path, device: str | None = None):
+    """The inferencer of mmdet or mmseg with a trained model, to call with images.
 
     Theirs load the tensors that happen to fit; this one wants every name and shape of the model.
 
+    Args:
+        config: of a detector or segmentor: a ``Config``, its path, or its name as
+            ``convnext_dense.config`` takes it.
+        checkpoint: path or URL of the trained model.
+        device: of torch; default: a GPU where torch sees one.
+
     Raises:
+        ConfigError: there is no such config.
         WeightsError: the checkpoint cannot be read, or is not of this model.
     """
+    cfg = config if isinstance(config, Config) else read_config(str(config))
     with quiet():
         if cfg.get('default_scope') == 'mmseg':
             from mmseg.apis import MMSegInferencer as Inferencer
@@ -48,6 +58,7 @@ def make_predictor(cfg: Config, checkpoint: str, device: str):
 
     # lower levels warn of every registry in which a type is not found at first
     MMLogger.get_instance('mmengine', log_level='ERROR')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     with quiet():
         init_default_scope(cfg.default_scope)
         predictor = CheckedInferencer(model=cfg, device=device, scope=cfg.default_scope)
@@ -62,7 +73,7 @@ class Predictions:
     masks of a detector to ``predictions.json``.
 
     Args:
-        predictor: of ``make_predictor``.
+        predictor: of ``inferencer``.
         score: least score of the boxes and masks that are drawn. All are written.
     """
 

@@ -2,7 +2,7 @@
 
 ``plan`` goes through these files in this order; docs/swap.md tells the same in words:
 
-    config_files    the config that a user names is found and read
+    config_files    text configs are read
     old_backbone    where in it the backbone is, and which methods cannot be given another one
     measuring       the maps that backbone and neck emit
     stages          the maps that are read, and the stage of ConvNeXt that replaces each
@@ -17,7 +17,6 @@
 All changes are made through ``editing``, which remembers them.
 """
 
-from .config_files import find_config
 from .editing import Absent, Change, dotted
 from .planning import Swap, allow_unused, plan, swap_backbone
 from .proof import Proof, prove
@@ -30,7 +29,6 @@ __all__ = [
     'Swap',
     'allow_unused',
     'dotted',
-    'find_config',
     'plan',
     'prove',
     'swap_backbone',

@@ -9,10 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..architectures import ARCHITECTURES
+from ..config_names import find_config
 from ..errors import ConfigError
 from ..weights import PRESETS
 from .adapters import add_levels, as_pyramid, drop_shared_head, is_decoder, replace_decoder
-from .config_files import find_config, read_config
+from .config_files import read_config
 from .editing import Absent, Change, Edits, KeyPath, at, dotted, plain, walk
 from .measuring import STRIDES, Map, measure_backbone, measure_neck
 from .new_backbone import Target, is_there, set_backbone
@@ -43,7 +44,7 @@ def swap_backbone(
     The old backbone and neck are run on the meta device to find what they emit. ConvNeXt's maps are
     chosen by stride, every key that held an old width is set to the new one, and images are
     normalised as the weights expect. All else is left as it is. ``plan`` also returns what changed
-    and why, ``prove`` trains the result for a step, ``tools/swap_backbone.py`` does all of it and
+    and why, ``prove`` trains the result for a step, ``convnext-dense swap`` does all of it and
     writes a config.
 
     Args:
@@ -76,7 +77,7 @@ def plan(
         raise ConfigError(f'the preset {checkpoint} is of arch {preset.arch}, not {arch}')
     if checkpoint and not preset and '://' not in checkpoint and not Path(checkpoint).is_file():
         raise ConfigError(
-            f'no weights at {checkpoint}: expected a preset ("tools/convert_weights.py --list" has '
+            f'no weights at {checkpoint}: expected a preset ("convnext-dense convert --list" has '
             'them), a path or a URL'
         )
     if not isinstance(cfg, (Config, str, Path)):

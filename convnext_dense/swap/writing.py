@@ -6,6 +6,7 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
+from ..config_names import NOT_FOLLOWED
 from ..errors import ConfigError
 from .config_files import read_config
 from .editing import Absent, at
@@ -14,7 +15,7 @@ from .planning import Swap
 WIDTH = 120  # characters of a line of the config that is written
 
 
-def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -> str:
+def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -> None:
     """Write ``out``, and read it back to see that it says what the swap says.
 
     Args:
@@ -22,9 +23,6 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
         name: what the user called it. ``mmdet::...`` stays so where MMEngine can follow it.
         out: path of the new config. Its folder is made.
         command: is noted in the first line.
-
-    Returns:
-        The base that it inherits.
 
     Raises:
         ConfigError: the file cannot be written, or does not come out as the swapped config. What
@@ -35,11 +33,11 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         before = out.read_text(encoding='utf-8') if out.exists() else None
-        for base in _bases(source, name, out):
-            out.write_text(f'# {command}\n_base_ = [{base!r}]\n\n{body}\n', encoding='utf-8')
-            reason = _difference(swap, out)
-            if not reason:
-                return base
+        base = _base(source, name, out)
+        out.write_text(f'# {command}\n_base_ = [{base}]\n\n{body}\n', encoding='utf-8')
+        reason = _difference(swap, out)
+        if not reason:
+            return
         if before is None:
             out.unlink()
         else:
@@ -49,11 +47,11 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
     raise ConfigError(f'{out} could not be written as a config that inherits {source}: {reason}')
 
 
-def _bases(source: Path, name: str, out: Path) -> list[str]:
-    """What the new config may call the old one, the best first."""
-    if '::' in name:
-        return [name, str(source.resolve())]
-    return [os.path.relpath(source.resolve(), out.parent.resolve())]
+def _base(source: Path, name: str, out: Path) -> str:
+    """What the new config calls the old one, as Python: a name that every program can follow."""
+    if name.partition('::')[0] in NOT_FOLLOWED:
+        return f"__import__('convnext_dense').config({name!r})"
+    return repr(name if '::' in name else os.path.relpath(source.resolve(), out.parent.resolve()))
 
 
 def _difference(swap: Swap, out: Path) -> str:

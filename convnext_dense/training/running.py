@@ -11,6 +11,7 @@ from typing import NamedTuple
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from ..config_names import read_config
 from ..data.locating import data_paths, move_data
 from ..errors import ConfigError
 
@@ -22,17 +23,6 @@ class Progress(NamedTuple):
     done: int  # iterations
     total: int
     loss: float | None
-
-
-def read_config(path: str) -> Config:
-    """A config file with everything that it inherits.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(f'no config at {path}')
-    return Config.fromfile(path)
 
 
 def load_config(
@@ -96,7 +86,7 @@ def follow(command: str, arguments: Sequence, log: str | Path) -> Iterator[Progr
     """
     last_line = 'it wrote nothing'
     process = subprocess.Popen(
-        [sys.executable, '-m', 'convnext_dense.commands', command, *map(str, arguments)],
+        [sys.executable, '-m', 'convnext_dense', command, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -154,7 +154,7 @@ def check_names(
         'Load the weights of a backbone alone through model.backbone.init_cfg; a whole model '
         'needs the same architecture and heads; only to fine-tune may the number of classes '
         "differ. Models of the zoos, whose backbone is mmpretrain's, are renamed by "
-        f'tools/convert_weights.py.{advice}'
+        f'convnext-dense convert.{advice}'
     )
 
 

@@ -1,3 +1,4 @@
-# The same with automatic mixed precision; the official runs of L and XL are in fp32.
+# The same with automatic mixed precision; the official runs of L and XL are in fp32. The loss is
+# scaled dynamically: the wrapper's default, so that optim_wrapper.type=OptimWrapper turns AMP off.
 _base_ = 'schedule_160k.py'
-optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')
+optim_wrapper = dict(type='AmpOptimWrapper')

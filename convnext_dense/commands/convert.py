@@ -1,13 +1,13 @@
 """Convert ConvNeXt weights between libraries, look into a file, or list the published weights.
 
     # list the presets
-    python tools/convert_weights.py --list
+    convnext-dense convert --list
     # print the layout and the tensors of a file
-    python tools/convert_weights.py cascade_mask_rcnn_convnext_tiny_1k_3x.pth
+    convnext-dense convert cascade_mask_rcnn_convnext_tiny_1k_3x.pth
     # convert a detector for our configs
-    python tools/convert_weights.py mask_rcnn_convnext-t_p4_w7_from_mmdet.pth detector.pth
+    convnext-dense convert mask_rcnn_convnext-t_p4_w7_from_mmdet.pth detector.pth
     # convert the backbone of a detector for timm
-    python tools/convert_weights.py work_dirs/mine/epoch_36.pth backbone.safetensors \\
+    convnext-dense convert work_dirs/mine/epoch_36.pth backbone.safetensors \\
         --to timm --backbone
 
 SOURCE is a path, URL or preset, of a backbone, a classifier or a whole detector or segmentor. Write

@@ -1,7 +1,7 @@
 """Put ConvNeXt under any mmdet 3 or mmseg 1 config, in a config that inherits it.
 
-    python tools/swap_backbone.py my_config.py --arch tiny --checkpoint tiny_in1k -o convnext-t.py
-    python tools/swap_backbone.py dino-4scale_r50_8xb2-12e_coco --arch base \\
+    convnext-dense swap my_config.py --arch tiny --checkpoint tiny_in1k -o convnext-t.py
+    convnext-dense swap dino-4scale_r50_8xb2-12e_coco --arch base \\
         --checkpoint base_in22k --layer-decay -o dino_convnext-b.py
 
 CONFIG is a path, mmdet::FOLDER/NAME.py, mmseg::FOLDER/NAME.py or the name of a config of theirs.
@@ -14,9 +14,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..config_names import find_config
 from ..errors import ConfigError
 from ..printing import console
-from ..swap import Absent, Swap, allow_unused, dotted, find_config, plan, prove, write_config
+from ..swap import Absent, Swap, allow_unused, dotted, plan, prove, write_config
 from ..weights import PRESETS
 from .shared import errors_as_messages, make_parser
 
@@ -32,7 +33,7 @@ def main(argv=None):
     parser.add_argument('--arch', required=True, help='atto ... xxlarge, or v2_atto ... v2_huge')
     parser.add_argument(
         '--checkpoint',
-        help='preset (tools/convert_weights.py --list), path or URL of pretrained weights; '
+        help='preset (convnext-dense convert --list), path or URL of pretrained weights; '
         'none: random weights',
     )
     stride = 'of the deepest map: 32 is fastest, 8 finest; default: as the old backbone has it'
@@ -71,10 +72,8 @@ def main(argv=None):
         show(swap)
         if step:
             print(f'Proof: {STEPS[step]} on noise, gradients reach the stem.')
-        command = shlex.join(['tools/swap_backbone.py', *arguments])
-        base = write_config(swap, source, name, out, command)
-    if Path(base).is_absolute():
-        print(f'Note: it inherits {base}, a path of this machine: MMEngine cannot follow {name}')
+        command = shlex.join(['convnext-dense', 'swap', *arguments])
+        write_config(swap, source, name, out, command)
     print(f'wrote {out}')
     if args.checkpoint in PRESETS:
         print(f'The weights of {args.checkpoint} are under {PRESETS[args.checkpoint].licence}.')

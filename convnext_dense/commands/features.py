@@ -1,7 +1,7 @@
 """What a ConvNeXt makes of an image, stage by stage, as a picture: shows that weights are loaded.
 
-    python tools/show_features.py street.jpg tiny_in22k
-    python tools/show_features.py street.jpg work_dirs/mine/iter_10000.pth --out features.png
+    convnext-dense features street.jpg tiny_in22k
+    convnext-dense features street.jpg work_dirs/mine/iter_10000.pth --out features.png
 
 The first three principal components of each map are shown as red, green and blue, before and after
 the LayerNorm of the stage, above those of random weights. Maps of trained weights show the objects
@@ -22,7 +22,7 @@ from .shared import errors_as_messages, make_parser
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    weights = 'a preset (tools/convert_weights.py --list), a path or a URL; a backbone or a model'
+    weights = 'a preset (convnext-dense convert --list), a path or a URL; a backbone or a model'
     add('image', type=Path)
     add('weights', help=weights)
     add('--size', type=int, default=512, help='shorter side, pixels (default: 512)')

@@ -1,13 +1,14 @@
 """Accuracy, speed and memory of segmentors side by side, on your data and your machine.
 
     on the data that the configs name:
-        python tools/benchmark_segmentation.py a.py=a.pth b.py=b.pth
+        convnext-dense compare a.py=a.pth b.py=b.pth
     on images and label maps of yours:
-        python tools/benchmark_segmentation.py a.py=a.pth b.py=b.pth --data-root FOLDER
+        convnext-dense compare a.py=a.pth b.py=b.pth --data-root FOLDER
     every trained model in a folder:
-        python tools/benchmark_segmentation.py work_dirs
+        convnext-dense compare work_dirs
     trained first, from random weights:
-        python tools/benchmark_segmentation.py configs/demo/*_street.py --train --data-root FOLDER
+        convnext-dense compare upernet_convnext-atto_street upernet_r18_street --train \\
+            --data-root FOLDER
 
 Prints a table, and leaves it in --out with a page of plots and pictures. Any model of mmseg takes
 part, and models on ConvNeXt a second time, fused. Each has a process of its own. Speed is
@@ -38,8 +39,8 @@ HELP = dict(
     'the configs',
     ignore='labels that mean unknown, besides 255',
     train='train what has no checkpoint, with its own schedule, on the training split',
-    cfg_options='for every config, as in tools/train.py; train_cfg.max_iters=100 is a shorter '
-    'training',
+    cfg_options='for every config, as of convnext-dense train; train_cfg.max_iters=100 trains for a '
+    'shorter time',
     tta="also score with each config's test-time augmentation (multi-scale and flip)",
     out='folder for index.html, .csv, .json and label maps (default: %(default)s)',
 )

@@ -1,20 +1,20 @@
 """Show what layer-wise decay makes of a config: a table of the learning rates, and a picture.
 
-    python tools/show_param_groups.py configs/demo/upernet_convnext-atto_shapes.py
+    convnext-dense groups upernet_convnext-atto_shapes
 
 Needs no weights and no data. The picture is NAME_param_groups.png in the current folder, or --out.
 """
 
 from pathlib import Path
 
+from ..config_names import read_config
 from ..training.learning_rates import draw_learning_rates, parameter_groups
-from ..training.running import read_config
 from .shared import errors_as_messages, make_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument('config', help='path of a config')
+    parser.add_argument('config', help='path of a config, or name of a recipe')
     parser.add_argument('--out', help='PNG to write')
     args = parser.parse_args(argv)
 

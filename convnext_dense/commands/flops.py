@@ -1,8 +1,8 @@
 """Parameters and FLOPs (multiply-adds, as papers print them) of any mmdet or mmseg model, part by
 part.
 
-    python tools/get_flops.py configs/coco/mask-rcnn_*-t-in1k*3x_coco.py --size 800 1280
-    python tools/get_flops.py configs/ade20k/upernet_*.py --size 512 2048
+    convnext-dense flops mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco --size 800 1280
+    convnext-dense flops my_configs/*.py
 
 Needs no weights, no data and hardly any memory, whatever the size of the model.
 """
@@ -10,8 +10,7 @@ Needs no weights, no data and hardly any memory, whatever the size of the model.
 import sys
 from pathlib import Path
 
-from mmengine.config import Config
-
+from ..config_names import read_config
 from ..errors import ConfigError
 from ..evaluation.flops import BOXES, MASKS, count, total, usual_size
 from ..printing import console, table
@@ -30,15 +29,15 @@ def main(argv=None):
         'times the crop for segmentors)',
     )
     args = parser.parse_args(argv)
+    failed = False
     for config in args.configs:
-        if not Path(config).is_file():
-            sys.exit(f'no config at {config}')
-        cfg = Config.fromfile(config)
-        height, width = args.size or usual_size(cfg)
         try:
+            cfg = read_config(config)
+            height, width = args.size or usual_size(cfg)
             costs = count(cfg, (height, width))
         except ConfigError as error:
             print(f'{config}: {error}', file=sys.stderr)
+            failed = True
             continue
         rows = [
             (name, f'{cost.parameters / 1e6:.2f}', f'{cost.macs / 1e9:.2f}' if cost.macs else '-')
@@ -50,3 +49,4 @@ def main(argv=None):
             print(f'{BOXES} boxes through each box head, {MASKS} through each mask head')
         if not all(cost.macs for cost in costs.values()):
             print('-: not run at test time, only looked up, or a kind of head that is not counted')
+    sys.exit(failed)

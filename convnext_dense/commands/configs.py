@@ -1,0 +1,71 @@
+"""List the recipes with what others published of them, or write a config that inherits one.
+
+    convnext-dense configs
+    convnext-dense configs upernet
+    convnext-dense configs mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco -o mine.py
+
+Where other commands take a config, the name of a recipe will do. No model was trained by us. The
+licence is that of the pretrained weights.
+"""
+
+import sys
+from pathlib import Path
+
+from ..config_names import find_config
+from ..evaluation.recipe_tables import TASKS, read_recipes
+from ..printing import console, table
+from .shared import errors_as_messages, make_parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add('name', nargs='?', default='', help='part of the names that are listed; with -o: a config')
+    add('-o', '--out', type=Path, help='config to write, which inherits NAME')
+    args = parser.parse_args(argv)
+    with errors_as_messages():
+        if args.out:
+            write(args.name, args.out, parser)
+        else:
+            show(args.name)
+
+
+def show(part: str) -> None:
+    terminal, is_empty = console(), True
+    for task, (title, metrics, _) in TASKS.items():
+        recipes = [recipe for recipe in read_recipes(task) if part in recipe.name]
+        if recipes:
+            header = 'recipe', *metrics, 'parameters, M', 'FLOPs, G', 'licence'
+            rows = [
+                [
+                    recipe.name,
+                    *(recipe.scores.get(metric, '') for metric in metrics),
+                    recipe.parameters or '',
+                    recipe.flops or '',
+                    recipe.licence,
+                ]
+                for recipe in recipes
+            ]
+            terminal.print(table(header, rows, title))
+            is_empty = False
+    if is_empty:
+        sys.exit(f'no recipe has {part!r} in its name')
+
+
+def write(name: str, out: Path, parser) -> None:
+    """A config that inherits the one called ``name``."""
+    if not name:
+        parser.error('-o needs the NAME of a recipe')
+    if out.suffix != '.py':
+        parser.error(f'{out}: a config is a .py file')
+    if out.exists():
+        parser.error(f'{out} is there already: name another file')
+    path, scoped = find_config(name)
+    base = scoped if '::' in scoped else str(path.resolve())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        f"_base_ = __import__('convnext_dense').config({base!r})\n\n"
+        '# Write below what differs, for instance: train_dataloader = dict(batch_size=4)\n',
+        encoding='utf-8',
+    )
+    print(f'wrote {out}, which inherits {base}')

@@ -1,0 +1,17 @@
+"""Write configs/coco/README.md and configs/ade20k/README.md, in the root of a clone.
+
+    convnext-dense tables
+
+What is published stands in the metafile.yml beside them; parameters and FLOPs are counted.
+"""
+
+from pathlib import Path
+
+from ..evaluation.recipe_tables import TASKS, page
+from .shared import make_parser
+
+
+def main(argv=None):
+    make_parser(__doc__).parse_args(argv)
+    for task in TASKS:
+        Path('configs', task, 'README.md').write_text(page(task), encoding='utf-8')

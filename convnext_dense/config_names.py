@@ -1,0 +1,116 @@
+"""Configs as users name them: recipes of this package, configs of mmdet and mmseg, files."""
+
+import difflib
+import importlib.util
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+
+from .errors import ConfigError
+
+LIBRARIES = ('convnext_dense', 'mmdet', 'mmseg')
+
+
+def teach_mmengine() -> None:
+    """Let MMEngine follow ``convnext_dense::...``, and ``mmseg::...`` in the maintained family.
+
+    It looks a library up under the name of its distribution, which it reads from a table. The table
+    lacks this package, and has mmseg under the name of the frozen distribution.
+    """
+    MODULE2PACKAGE['convnext_dense'] = 'convnext_dense'
+    try:
+        distribution(MODULE2PACKAGE['mmseg'])
+    except PackageNotFoundError:
+        MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
+        NOT_FOLLOWED.append('mmseg')
+
+
+# Libraries whose ``LIBRARY::...`` MMEngine can follow only where this package has been imported.
+NOT_FOLLOWED = ['convnext_dense']
+
+
+def config(name: str) -> str:
+    """Path of a config, to inherit from it whichever program reads the file::
+
+        _base_ = __import__('convnext_dense').config('coco/NAME')
+
+    MMEngine does not allow an import statement above ``_base_``.
+
+    Args:
+        name: as of ``find_config``.
+
+    Raises:
+        ConfigError: there is none of that name, or more than one.
+    """
+    return str(find_config(name)[0].resolve())
+
+
+def read_config(name: str) -> Config:
+    """A config with everything that it inherits.
+
+    Args:
+        name: as of ``find_config``.
+
+    Raises:
+        ConfigError: there is none of that name, or more than one.
+    """
+    return Config.fromfile(find_config(name)[0])
+
+
+def find_config(name: str) -> tuple[Path, str]:
+    """Path of a config, and how another config names it as its base.
+
+    Args:
+        name: a path; or ``LIBRARY::FOLDER/NAME.py``, ``FOLDER/NAME`` or ``NAME`` of a recipe of
+            this package or of a config of mmdet or mmseg, with or without ``.py``.
+
+    Raises:
+        ConfigError: there is none of that name, or more than one.
+    """
+    folders = {library: folder for library in LIBRARIES if (folder := config_folder(library))}
+    path = Path(name)
+    if path.is_file():
+        for library, folder in folders.items():
+            if folder.resolve() in path.resolve().parents:
+                within = path.resolve().relative_to(folder.resolve())
+                return path, f'{library}::{within.as_posix()}'
+        return path, str(path)
+    scope, _, rest = name.rpartition('::')
+    wanted = rest.removesuffix('.py') + '.py'
+    configs = [
+        (file, f'{library}::{file.relative_to(folder).as_posix()}')
+        for library, folder in folders.items()
+        if scope in ('', library)
+        for file in sorted(folder.rglob('*.py'))
+    ]
+    matches = [
+        (file, scoped)
+        for file, scoped in configs
+        if wanted in (scoped.partition('::')[2], '' if scope else file.name)
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ', '.join(scoped for _, scoped in matches)
+        raise ConfigError(f'{name} may be any of {names}: use the name of the one that you mean')
+    near = difflib.get_close_matches(Path(wanted).stem, {file.stem for file, _ in configs})
+    raise ConfigError(
+        f'no config {name}: expected a path, the name of a recipe ("convnext-dense configs" lists '
+        'them), or of a config of mmdet or mmseg, as mmdet::FOLDER/NAME.py'
+        + (f'. Near to it are {", ".join(near)}' if near else '')
+    )
+
+
+def config_folder(library: str) -> Path | None:
+    """Where an installed library keeps its configs."""
+    spec = importlib.util.find_spec(library)
+    if spec is None or not spec.origin:
+        return None
+    package = Path(spec.origin).parent
+    folders = package / '.mim' / 'configs', package.parent / 'configs'
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+teach_mmengine()
