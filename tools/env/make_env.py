@@ -4,7 +4,8 @@
 
 PINS is a requirements file that pins all packages. mmcv is compiled, and its wheel is kept outside
 the clone, so that the next clone does not compile again. May be interrupted and run again: finished
-steps are quick, and the compiler goes on where it was. Only the standard library is used: nothing is installed yet.
+steps are quick, and the compiler goes on where it was. Only the standard library is used: nothing
+is installed yet.
 
 environment variables:
   CPU=1                   compiles mmcv without CUDA on a machine that has a GPU
