@@ -58,7 +58,8 @@ def build_mmcv(pin: str, python: Path, cache: Path, log: Log) -> Path:
             sys.exit(
                 f'Another set-up compiles this wheel in {folder}. Run this again when it ends.'
             )
-        return _compile(pin, python, folder, '' if device == 'cpu' else architectures, log)
+        architectures = '' if device == 'cpu' else architectures
+        return _compile(pin, python, folder, architectures, lock, log)
 
 
 def has_nvcc() -> bool:
@@ -67,7 +68,7 @@ def has_nvcc() -> bool:
     return bool(named or Path('/usr/local/cuda/bin/nvcc').exists())
 
 
-def _compile(pin: str, python: Path, folder: Path, architectures: str, log: Log) -> Path:
+def _compile(pin, python: Path, folder: Path, architectures: str, lock, log: Log) -> Path:
     """--no-cache-dir: pip's own cache does not know which torch a wheel was compiled for."""
     cuda = bool(architectures)
     env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA=str(int(cuda)), CFLAGS='-O2 -g0')
@@ -94,7 +95,9 @@ def _compile(pin: str, python: Path, folder: Path, architectures: str, log: Log)
     cores = os.cpu_count() or 1
     minutes = 'half an hour or more with CUDA' if cuda else f'about {max(1, 4 // cores)} minutes'
     wheel = [*pip, 'wheel', source, '-v', '-w', out, *options]
-    log.run(f'compile mmcv and its ops on {cores} cores', wheel, minutes, env=env)
+    title = f'compile mmcv and its ops on {cores} cores'
+    # The compiler holds the lock as well, in case that it outlives this process.
+    log.run(title, wheel, minutes, env=env, pass_fds=[lock.fileno()])
     built = next(out.glob('*.whl'))
     kept = built.rename(folder / built.name)
     for leftover in (source, unpacked, out):

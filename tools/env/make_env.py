@@ -96,6 +96,10 @@ def main() -> None:
     print(f'Setting up {args.venv} with {args.pins}: about 5 minutes on two cores.')
     log = Log(args.venv / 'setup.log')
     log.run('make the virtual environment', [sys.executable, '-m', 'venv', args.venv])
+    # pip writes INSTALLER last, but takes a package without it for whole.
+    for info in args.venv.glob('lib/python*/site-packages/*.dist-info'):
+        if not (info / 'INSTALLER').exists():
+            shutil.rmtree(info)
     # All is pinned, and the build tools are in the environment: nothing is left to pip to choose.
     pip = [python, '-m', 'pip', 'install', '--no-input', '--disable-pip-version-check', '--no-deps']
     pip += ['--no-build-isolation', '--no-compile']  # Python compiles a module on its first import
