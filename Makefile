@@ -52,7 +52,7 @@ test-upstream: .venv-upstream/.ready
 # The .in file is a build constraint as well: mmcv 2.1 needs its setuptools to tell what it requires.
 pins:
 	for family in onedl upstream; do \
-	  uv pip compile --universal --python-version 3.10 --no-annotate --upgrade --quiet \
+	  uv pip compile --universal --python-version 3.10 --no-annotate --no-emit-package pip --upgrade --quiet \
 	    --build-constraints tools/env/$$family.in --custom-compile-command 'make pins' \
 	    tools/env/$$family.in -o tools/env/$$family.txt || exit 1; \
 	done
