@@ -43,10 +43,12 @@ test-slow: .venv/.ready
 test-upstream: .venv-upstream/.ready
 	.venv-upstream/bin/python -m pytest
 
-.venv/.ready: $(wildcard tools/env/*.py) tools/env/onedl.txt setup.py
+SETUP = $(wildcard tools/env/*.py) setup.py pyproject.toml
+
+.venv/.ready: $(SETUP) tools/env/onedl.txt
 	$(PYTHON) -m tools.env.make_env .venv tools/env/onedl.txt
 
-.venv-upstream/.ready: $(wildcard tools/env/*.py) tools/env/upstream.txt setup.py
+.venv-upstream/.ready: $(SETUP) tools/env/upstream.txt
 	$(PYTHON) -m tools.env.make_env .venv-upstream tools/env/upstream.txt --max-python 3.11
 
 # The .in file is a build constraint as well: mmcv 2.1 needs its setuptools to tell what it requires.
