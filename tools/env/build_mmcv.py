@@ -34,8 +34,9 @@ def build_mmcv(pin: str, python: Path, cache: Path, log: Log) -> Path:
     """Compile mmcv unless the cache has it, under a name that holds all it was compiled for."""
     description = log.run('look at torch and the device', [python, '-c', DESCRIBE])
     torch, tag, cuda, visible = description.splitlines()[-1].split(';')
-    device, architectures = 'cpu', os.environ.get('TORCH_CUDA_ARCH_LIST') or visible
+    device, architectures = 'cpu', ''
     if os.environ.get('CPU') != '1' and (visible or os.environ.get('FORCE_CUDA') == '1'):
+        architectures = os.environ.get('TORCH_CUDA_ARCH_LIST') or visible
         if not architectures:
             sys.exit(NO_ARCHITECTURE)
         device = f'cu{cuda}-sm{re.sub("[; ]+", "-", architectures)}'.replace('.', '')
@@ -44,7 +45,7 @@ def build_mmcv(pin: str, python: Path, cache: Path, log: Log) -> Path:
     if wheels:
         print(f'-> mmcv was compiled before: {wheels[0]}')
         return wheels[0]
-    if device != 'cpu' and not has_nvcc():
+    if architectures and not has_nvcc():
         sys.exit(NO_NVCC)
     if not shutil.which('c++') and not shutil.which('g++'):
         sys.exit(NO_COMPILER)
@@ -58,7 +59,6 @@ def build_mmcv(pin: str, python: Path, cache: Path, log: Log) -> Path:
             sys.exit(
                 f'Another set-up compiles this wheel in {folder}. Run this again when it ends.'
             )
-        architectures = '' if device == 'cpu' else architectures
         return _compile(pin, python, folder, architectures, lock, log)
 
 
@@ -70,10 +70,10 @@ def has_nvcc() -> bool:
 
 def _compile(pin, python: Path, folder: Path, architectures: str, lock, log: Log) -> Path:
     """--no-cache-dir: pip's own cache does not know which torch a wheel was compiled for."""
-    cuda = bool(architectures)
-    env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA=str(int(cuda)), CFLAGS='-O2 -g0')
-    env['MAX_JOBS'] = str(os.cpu_count())
-    if cuda:
+    cores = os.cpu_count() or 1
+    env = dict(os.environ, MMCV_WITH_OPS='1', CFLAGS='-O2 -g0', MAX_JOBS=str(cores))
+    env['FORCE_CUDA'] = '1' if architectures else '0'
+    if architectures:
         env['TORCH_CUDA_ARCH_LIST'] = architectures
         # Torch's own packages have the headers that a small CUDA toolkit lacks.
         headers = python.parents[1].glob('lib/python*/site-packages/nvidia/*/include')
@@ -92,12 +92,11 @@ def _compile(pin, python: Path, folder: Path, architectures: str, lock, log: Log
         sources.rename(source)
     for library in source.glob('build/lib*/mmcv/*.so'):
         library.unlink()  # half-written if a linker was killed, and setuptools would keep it
-    cores = os.cpu_count() or 1
-    minutes = 'half an hour or more with CUDA' if cuda else f'about {max(1, 4 // cores)} minutes'
+    minutes = max(1, (60 if architectures else 4) // cores)
     wheel = [*pip, 'wheel', source, '-v', '-w', out, *options]
     title = f'compile mmcv and its ops on {cores} cores'
     # The compiler holds the lock as well, in case that it outlives this process.
-    log.run(title, wheel, minutes, env=env, pass_fds=[lock.fileno()])
+    log.run(title, wheel, f'about {minutes} minutes', env=env, pass_fds=[lock.fileno()])
     built = next(out.glob('*.whl'))
     kept = built.rename(folder / built.name)
     for leftover in (source, unpacked, out):
