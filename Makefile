@@ -6,11 +6,12 @@
 # make benchmark      speed and memory beside other implementations; writes docs/benchmark
 # make gpu            checks the package on the GPU and times it; writes docs/benchmark/gpu.md
 # make census         swaps the backbone of every config of mmdet and mmseg; writes docs/census.md
+# make pins           writes the versions of all packages anew, from tools/env/*.in; needs uv
 # make demo-seeds     the demo with three seeds; writes docs/demo.md
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: benchmark census demo demo-seeds gpu lint test test-slow test-upstream
+.PHONY: benchmark census demo demo-seeds gpu lint pins test test-slow test-upstream
 
 demo: .venv/.ready
 	$(RUN) tools/demo.py
@@ -42,8 +43,18 @@ test-slow: .venv/.ready
 test-upstream: .venv-upstream/.ready
 	.venv-upstream/bin/python -m pytest
 
-.venv/.ready: $(wildcard tools/env/*.py) tools/env/onedl.txt setup.py
+SETUP = $(wildcard tools/env/*.py) setup.py pyproject.toml
+
+.venv/.ready: $(SETUP) tools/env/onedl.txt
 	$(PYTHON) -m tools.env.make_env .venv tools/env/onedl.txt
 
-.venv-upstream/.ready: $(wildcard tools/env/*.py) tools/env/upstream.txt setup.py
+.venv-upstream/.ready: $(SETUP) tools/env/upstream.txt
 	$(PYTHON) -m tools.env.make_env .venv-upstream tools/env/upstream.txt --max-python 3.11
+
+# The .in file is a build constraint as well: mmcv 2.1 needs its setuptools to tell what it requires.
+pins:
+	for family in onedl upstream; do \
+	  uv pip compile --universal --python-version 3.10 --no-annotate --no-emit-package pip --upgrade --quiet \
+	    --build-constraints tools/env/$$family.in --custom-compile-command 'make pins' \
+	    tools/env/$$family.in -o tools/env/$$family.txt || exit 1; \
+	done

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -10,17 +11,17 @@ from pathlib import Path
 from .steps import Log
 from .unity_files import unite
 
-# Printed as "torch, python tag, device tag"; the device tag is cpu, or CUDA version and compute
-# capability.
+# Of the environment: torch's version, Python's tag, torch's CUDA and, where a GPU is visible, its
+# compute capability.
 DESCRIBE = """
-import os, sys, torch
-device = 'cpu'
-if torch.cuda.is_available() and os.environ.get('CPU') != '1':
-    capability = '%d%d' % torch.cuda.get_device_capability()
-    device = 'cu%s-sm%s' % (torch.version.cuda.replace('.', ''), capability)
-print(torch.__version__, 'cp%d%d' % sys.version_info[:2], device)
+import sys, torch
+visible = torch.cuda.is_available()
+capability = '%d.%d' % torch.cuda.get_device_capability() if visible else ''
+print(torch.__version__, 'cp%d%d' % sys.version_info[:2], torch.version.cuda, capability, sep=';')
 """
-NO_NVCC = """A GPU is visible, but nvcc, which compiles mmcv for it, is not on PATH.
+NO_ARCHITECTURE = """FORCE_CUDA=1 without a visible GPU: name the compute capability of the GPUs
+that mmcv is compiled for, such as TORCH_CUDA_ARCH_LIST=9.0 for H100 or 8.0 for A100."""
+NO_NVCC = """mmcv is to be compiled for GPUs, but nvcc, which does that, is not on PATH.
 Install the CUDA toolkit (the version that torch was built with: see the step above) and put its
 bin folder on PATH or set CUDA_HOME; or set CPU=1 for an environment that uses the CPU only."""
 NO_COMPILER = """mmcv has to be compiled, and there is no C++ compiler. On Debian or Ubuntu:
@@ -29,20 +30,22 @@ NO_HEADERS = """mmcv has to be compiled, and the headers of Python are not there
 Ubuntu: apt install python3-dev"""
 
 
-def build_mmcv(pin: str, python, cache: Path, log: Log) -> tuple[Path, str]:
-    """Compile mmcv unless the cache has it, under a name that holds all it was compiled for.
-
-    Returns:
-        The wheel, and the device tag.
-    """
+def build_mmcv(pin: str, python: Path, cache: Path, log: Log) -> Path:
+    """Compile mmcv unless the cache has it, under a name that holds all it was compiled for."""
     description = log.run('look at torch and the device', [python, '-c', DESCRIBE])
-    torch, tag, device = description.split()[-3:]
+    torch, tag, cuda, visible = description.splitlines()[-1].split(';')
+    device, architectures = 'cpu', ''
+    if os.environ.get('CPU') != '1' and (visible or os.environ.get('FORCE_CUDA') == '1'):
+        architectures = os.environ.get('TORCH_CUDA_ARCH_LIST') or visible
+        if not architectures:
+            sys.exit(NO_ARCHITECTURE)
+        device = f'cu{cuda}-sm{re.sub("[; ]+", "-", architectures)}'.replace('.', '')
     folder = cache / 'mmcv' / f'{pin.replace("==", "-")}-torch{torch}-{tag}-{device}'
     wheels = list(folder.glob('*.whl'))
     if wheels:
         print(f'-> mmcv was compiled before: {wheels[0]}')
-        return wheels[0], device
-    if device != 'cpu' and not has_nvcc():
+        return wheels[0]
+    if architectures and not has_nvcc():
         sys.exit(NO_NVCC)
     if not shutil.which('c++') and not shutil.which('g++'):
         sys.exit(NO_COMPILER)
@@ -56,7 +59,7 @@ def build_mmcv(pin: str, python, cache: Path, log: Log) -> tuple[Path, str]:
             sys.exit(
                 f'Another set-up compiles this wheel in {folder}. Run this again when it ends.'
             )
-        return _compile(pin, python, folder, device != 'cpu', log), device
+        return _compile(pin, python, folder, architectures, lock, log)
 
 
 def has_nvcc() -> bool:
@@ -65,11 +68,18 @@ def has_nvcc() -> bool:
     return bool(named or Path('/usr/local/cuda/bin/nvcc').exists())
 
 
-def _compile(pin: str, python, folder: Path, cuda: bool, log: Log) -> Path:
+def _compile(pin, python: Path, folder: Path, architectures: str, lock, log: Log) -> Path:
     """--no-cache-dir: pip's own cache does not know which torch a wheel was compiled for."""
-    env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA=str(int(cuda)), CFLAGS='-O2 -g0')
-    env['MAX_JOBS'] = str(os.cpu_count())
-    if not cuda:
+    cores = os.cpu_count() or 1
+    env = dict(os.environ, MMCV_WITH_OPS='1', CFLAGS='-O2 -g0', MAX_JOBS=str(cores))
+    env['FORCE_CUDA'] = '1' if architectures else '0'
+    if architectures:
+        env['TORCH_CUDA_ARCH_LIST'] = architectures
+        # Torch's own packages have the headers that a small CUDA toolkit lacks.
+        headers = python.parents[1].glob('lib/python*/site-packages/nvidia/*/include')
+        named = filter(None, [env.get('CPLUS_INCLUDE_PATH')])
+        env['CPLUS_INCLUDE_PATH'] = os.pathsep.join([*named, *map(str, headers)])
+    else:
         env['CUDA_VISIBLE_DEVICES'] = ''
     pip, options = [python, '-m', 'pip'], ['--no-deps', '--no-build-isolation', '--no-cache-dir']
     source, unpacked, out = folder / 'source', folder / 'unpacked', folder / 'out'
@@ -80,10 +90,13 @@ def _compile(pin: str, python, folder: Path, cuda: bool, log: Log) -> Path:
         (sources,) = unpacked.iterdir()
         unite(sources)
         sources.rename(source)
-    cores = os.cpu_count() or 1
-    minutes = 'half an hour or more with CUDA' if cuda else f'about {max(1, 4 // cores)} minutes'
+    for library in source.glob('build/lib*/mmcv/*.so'):
+        library.unlink()  # half-written if a linker was killed, and setuptools would keep it
+    minutes = max(1, (60 if architectures else 4) // cores)
     wheel = [*pip, 'wheel', source, '-v', '-w', out, *options]
-    log.run(f'compile mmcv and its ops on {cores} cores', wheel, minutes, env=env)
+    title = f'compile mmcv and its ops on {cores} cores'
+    # The compiler holds the lock as well, in case that it outlives this process.
+    log.run(title, wheel, f'about {minutes} minutes', env=env, pass_fds=[lock.fileno()])
     built = next(out.glob('*.whl'))
     kept = built.rename(folder / built.name)
     for leftover in (source, unpacked, out):
