@@ -234,24 +234,3 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_pages_name_no_path_of_a_machine(page):
     assert not re.findall(r'(?<![\w.])/(?:work|tmp|root|home|mnt)/\S*', page.read_text())
-
-
-# ---- the package that it installs ----
-
-
-def test_the_package_installs_whole_and_asks_for_no_openmmlab_package(tmp_path):
-    source, target = tmp_path / 'source', tmp_path / 'target'
-    # From a copy: a clone keeps what it built before, files that are gone since included.
-    shutil.copytree(ROOT / 'convnext_dense', source / 'convnext_dense')
-    for name in ('README.md', 'pyproject.toml', 'setup.py'):
-        shutil.copy(ROOT / name, source)
-    options = ('-q', '--no-deps', '--no-build-isolation', '--target', target)
-    subprocess.run([sys.executable, '-m', 'pip', 'install', *options, source], check=True)
-    metadata = next(target.glob('*.dist-info/METADATA')).read_text()
-    assert re.findall('Requires-Dist: (.*)', metadata) == ['torch>=2.1']
-
-    def files(folder):
-        paths = [path for kind in ('*.py', '*.html') for path in folder.rglob(kind)]
-        return {path.relative_to(folder) for path in paths}
-
-    assert files(target / 'convnext_dense') == files(ROOT / 'convnext_dense')
