@@ -1,7 +1,9 @@
-"""The program ``convnext-dense``, which is also ``python -m convnext_dense``.
+"""ConvNeXt under dense-prediction models of mmdet and mmseg.
 
-convnext-dense COMMAND ARGUMENTS
-convnext-dense COMMAND --help
+    convnext-dense COMMAND ARGUMENTS
+    convnext-dense COMMAND --help
+
+``python -m convnext_dense`` is the same program.
 """
 
 import ast
@@ -22,7 +24,8 @@ def main() -> None:
     elif arguments[0] in ('-V', '--version'):
         print(f'convnext_dense {__version__}')
     elif (name := arguments[0].replace('-', '_')) in NAMES:
-        import_module(f'convnext_dense.commands.{name}').main(arguments[1:])
+        sys.argv = [f'convnext-dense {arguments[0]}', *arguments[1:]]  # argparse prints the first
+        import_module(f'convnext_dense.commands.{name}').main()
     else:
         sys.exit(f'{describe()}\n\nconvnext-dense: there is no command {arguments[0]}')
 
@@ -34,7 +37,7 @@ def describe() -> str:
         doc = ast.get_docstring(ast.parse((FOLDER / f'{name}.py').read_text('utf-8'))) or ''
         sentence = ' '.join(doc.partition('\n\n')[0].split())
         lines.append(f'  {name.replace("_", "-"):<12}{sentence}')
-    return '\n'.join([__doc__ or '', 'commands:', *lines])
+    return '\n'.join([(__doc__ or '').replace('``', ''), 'commands:', *lines])
 
 
 if __name__ == '__main__':

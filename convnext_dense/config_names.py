@@ -103,6 +103,19 @@ def find_config(name: str) -> tuple[Path, str]:
     )
 
 
+def match_recipes(pattern: str) -> list[str]:
+    """Names of this package's recipes, as ``demo/*_street`` or ``coco/*-in22k*``.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    folder = config_folder('convnext_dense') or Path()
+    paths = sorted(folder.glob(pattern.removesuffix('.py') + '.py'))
+    if not paths:
+        raise ConfigError(f'no recipe {pattern}: "convnext-dense configs" lists them')
+    return [path.relative_to(folder).with_suffix('').as_posix() for path in paths]
+
+
 def config_folder(library: str) -> Path | None:
     """Where an installed library keeps its configs."""
     spec = importlib.util.find_spec(library)

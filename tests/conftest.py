@@ -16,6 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from runs import ROOT, run, start
 
+from convnext_dense import __main__ as program
+
 __all__ = ['ROOT', 'run', 'start']  # for the tests, which import from here
 
 
@@ -163,13 +165,16 @@ def _in_group(rank, work, folder):
 
 @pytest.fixture
 def exits(capsys, monkeypatch):
-    """``exits(script, *arguments)`` runs a script in this process, to its ``sys.exit``. Returns all
-    that the user would see. For scripts that stop before they do much."""
+    """``exits(script, *arguments)`` runs a script in this process, to its ``sys.exit``, and
+    ``exits(name, *arguments)`` a command of ``convnext-dense``. Returns all that the user would
+    see. For what stops before it does much."""
 
     def run_here(script, *arguments):
-        monkeypatch.setattr(sys, 'argv', [str(script), *map(str, arguments)])
+        is_command = script in program.NAMES
+        start = ['convnext-dense', script] if is_command else [str(script)]
+        monkeypatch.setattr(sys, 'argv', [*start, *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(script), run_name='__main__')
+            program.main() if is_command else runpy.run_path(str(script), run_name='__main__')
         printed = capsys.readouterr()
         message = stopped.value.code if isinstance(stopped.value.code, str) else ''
         return printed.out + printed.err + message

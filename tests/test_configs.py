@@ -219,12 +219,12 @@ BACKBONE = {
 DETECTOR = BACKBONE | {
     'model.roi_head.bbox_roi_extractor.type',
     'model.roi_head.mask_roi_extractor.type',
-    'optim_wrapper.loss_scale',  # dynamic, which is the wrapper's default
     'param_scheduler.0.end',  # the official warm-up is 500 iterations
 }
 SEGMENTOR = BACKBONE | {
     'model.pretrained',
     'param_scheduler.0.end',
+    'optim_wrapper.loss_scale',  # dynamic, which is the wrapper's default
     'param_scheduler.1.begin',
     'param_scheduler.1.end',
     # ADE20KDataset says it

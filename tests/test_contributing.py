@@ -79,7 +79,7 @@ def test_tools_only_run_a_command():
         (command,) = re.findall(r'^from convnext_dense\.commands\.(\w+) import main$', source, re.M)
         commands.remove(command)
         assert len(source.splitlines()) < 10, path
-    assert commands == {'shared'}
+    assert commands == {'shared', 'configs'}
 
 
 # ---- the automatic checks ----

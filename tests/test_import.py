@@ -41,7 +41,9 @@ def test_public_names_exist():
 
 
 def test_a_missing_requirement_of_mmengine_is_not_taken_for_mmengine():
-    code = 'import sys; sys.modules["addict"] = None; import convnext_dense'
+    code = (
+        'import sys; sys.modules["addict"] = None; import convnext_dense; convnext_dense.ConvNeXt'
+    )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (
         result.returncode

@@ -1,7 +1,7 @@
 """What the README shows is run; pages of the docs are readable, their links lead somewhere."""
 
+import contextlib
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from conftest import ROOT, run
 from convnext_dense import ConvNeXt
+from convnext_dense import __main__ as program
 from convnext_dense.swap import plan
 from convnext_dense.weights import convert
 
@@ -37,23 +38,29 @@ def blocks(use):
     return [code for language, kind, code in BLOCKS if (language, kind) == ('python', use)]
 
 
-def commands(*tools):
-    """Command lines that run one of ``tools``, from the tool's path on."""
-    paths = [f'tools/{tool}.py' for tool in tools]
-    return [command[i:] for command in COMMANDS for i, word in enumerate(command) if word in paths]
+def commands(*names):
+    """Arguments of the lines that run one of these commands, beginning with its name."""
+    starts = ['convnext-dense'], ['-m', 'convnext_dense']
+    lines = []
+    for line in COMMANDS:
+        for i, name in enumerate(line):
+            if name in names and any(line[:i][-len(start) :] == start for start in starts):
+                lines.append(line[i:])
+    return lines
 
 
 @pytest.fixture
 def output_of(monkeypatch, capsys, tmp_path):
-    """``output_of(tool, *arguments)`` runs a tool in this process, in an empty folder.
+    """``output_of(command, *arguments)`` runs it in this process, in an empty folder.
 
     Returns what it prints.
     """
     monkeypatch.chdir(tmp_path)
 
-    def run_here(tool, *arguments):
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        runpy.run_path(str(ROOT / tool), run_name='__main__')
+    def run_here(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['convnext-dense', *map(str, arguments)])
+        with contextlib.suppress(SystemExit):
+            program.main()
         return capsys.readouterr().out
 
     return run_here
@@ -97,7 +104,7 @@ def test_weights_example_reports_what_it_promises(tmp_path, monkeypatch, capsys)
 
 def test_swap_commands_write_what_the_readme_shows(tmp_path, output_of):
     (shown,) = blocks('swapped')
-    first, second = commands('swap_backbone')
+    first, second = commands('swap')
     assert 'wrote retinanet_convnext-t.py' in output_of(*first)
     written = (tmp_path / 'retinanet_convnext-t.py').read_text()
     # Not the first line: the base is a path where MMEngine does not understand mmdet::.
@@ -123,23 +130,22 @@ def test_benchmark_command(output_of):
 
 
 def test_figures_of_a_config(tmp_path, output_of, exits):
-    (flops,), (groups,) = commands('get_flops'), commands('show_param_groups')
-    counted = output_of(flops[0], ROOT / flops[1])
+    (flops,), (groups,) = commands('flops'), commands('groups')
+    counted = output_of(*flops)
     assert '262.11' in counted and '1000 boxes' in counted
     # In a process of its own: MMEngine's logger prints into the output of the first test that logs.
-    assert '0.6983' in run(
-        ROOT / groups[0], ROOT / groups[1], cwd=tmp_path
-    )  # the scale of the stem
+    printed = run('-m', 'convnext_dense', *groups, cwd=tmp_path)
+    assert '0.6983' in printed  # the scale of the stem
     assert next(tmp_path.glob('*_param_groups.png')).stat().st_size > 10_000
-    without_decay = ROOT / 'configs/coco/dino-4scale_convnext-t-in22k_8xb2-12e_coco.py'
-    assert 'no layer-wise decay' in exits(ROOT / groups[0], without_decay)
+    without_decay = 'dino-4scale_convnext-t-in22k_8xb2-12e_coco'
+    assert 'no layer-wise decay' in exits('groups', without_decay)
 
 
 def test_conversions_run_one_after_the_other(tmp_path, output_of):
     detector = {f'backbone.{name}': value for name, value in ConvNeXt('atto').state_dict().items()}
     zoo = dict(state_dict=convert(detector, 'mmpretrain').tensors, meta={})
     torch.save(zoo, tmp_path / 'zoo_detector.pth')
-    presets, *conversions = commands('convert_weights')
+    presets, *conversions = commands('convert')
     assert 'tiny_in22k' in output_of(*presets)
     for command in conversions:
         output_of(*command)
@@ -149,32 +155,28 @@ def test_conversions_run_one_after_the_other(tmp_path, output_of):
 @pytest.mark.parametrize('command', commands('train', 'test'), ids=' '.join)
 def test_tool_commands_get_as_far_as_the_data(command, tmp_path, exits, monkeypatch):
     """In an empty folder there are no data: tool, config and arguments are all read before that."""
-    command = [ROOT / word if word.startswith(('tools/', 'configs/')) else word for word in command]
     (tmp_path / 'CHECKPOINT').touch()
     monkeypatch.chdir(tmp_path)
     assert 'The data of this config are not there' in exits(*command)
 
 
-MISSING = {  # tool -> what its commands say in an empty folder
-    'benchmark_segmentation': 'no config at mine.py|no folder at .*data/(street|mine)',
+MISSING = {  # command -> what it says in an empty folder
+    'compare': 'no config mine.py|no folder at .*data/(street|mine)',
     'predict': 'no image, folder or video at FOLDER',
-    'show_features': 'no image at street.jpg',
+    'features': 'no image at street.jpg',
 }
 
 
 @pytest.mark.parametrize(
     'command, message',
-    [(command, message) for tool, message in MISSING.items() for command in commands(tool)],
+    [(command, message) for name, message in MISSING.items() for command in commands(name)],
     ids=str,
 )
 def test_commands_that_look_get_as_far_as_the_data(command, message, tmp_path, exits, monkeypatch):
-    arguments = []
-    for word in command:
-        arguments += map(str, sorted(ROOT.glob(word))) if '*' in word else [word]
     monkeypatch.chdir(tmp_path)
-    output = exits(ROOT / arguments[0], *arguments[1:])
+    output = exits(*command)
     assert re.search(message, output) and 'Traceback' not in output
-    if '--train' in arguments:
+    if '--train' in command:
         assert output.count('no folder at') == 6
         assert (tmp_path / 'work_dirs/benchmark_segmentation/index.html').exists()
 

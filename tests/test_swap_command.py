@@ -110,7 +110,7 @@ def test_users_config_survives(users):
 def test_the_new_config_inherits_the_old_one(users):
     """So the comments stay where they are."""
     text = (users[0] / 'new/bridge_atto.py').read_text()
-    command = '# tools/swap_backbone.py bridge.py --arch atto -o new/bridge_atto.py'
+    command = '# convnext-dense swap bridge.py --arch atto -o new/bridge_atto.py'
     assert text.startswith(f"{command}\n_base_ = ['../bridge.py']\n")
     assert [node.targets[0].id for node in ast.parse(text).body] == ['_base_', 'model', 'load_from']
     assert len(text.splitlines()) < 15

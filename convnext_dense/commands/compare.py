@@ -7,8 +7,7 @@
     every trained model in a folder:
         convnext-dense compare work_dirs
     trained first, from random weights:
-        convnext-dense compare upernet_convnext-atto_street upernet_r18_street --train \\
-            --data-root FOLDER
+        convnext-dense compare 'demo/*_street' --train --data-root FOLDER
 
 Prints a table, and leaves it in --out with a page of plots and pictures. Any model of mmseg takes
 part, and models on ConvNeXt a second time, fused. Each has a process of its own. Speed is
@@ -31,7 +30,7 @@ from ..printing import console
 from .shared import add_device, make_parser
 
 HELP = dict(
-    models='a config, with its checkpoint behind =; or a folder of work dirs',
+    models='a config, with its checkpoint behind =; a pattern of recipes; or a folder of work dirs',
     data_root=f'the data in place of those that the configs name; their own layout, or '
     f'{label_folder.describe()}; images/validation beside annotations/validation is read as '
     'ADE20K, where 0 is unknown',
@@ -39,8 +38,7 @@ HELP = dict(
     'the configs',
     ignore='labels that mean unknown, besides 255',
     train='train what has no checkpoint, with its own schedule, on the training split',
-    cfg_options='for every config, as of convnext-dense train; train_cfg.max_iters=100 trains for a '
-    'shorter time',
+    cfg_options='for every config, as of train; train_cfg.max_iters=100 trains for a shorter time',
     tta="also score with each config's test-time augmentation (multi-scale and flip)",
     out='folder for index.html, .csv, .json and label maps (default: %(default)s)',
 )

@@ -31,7 +31,6 @@ def main(argv: list[str] | None = None) -> None:
         )
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
-            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         fit_to_machine(cfg)
         if args.resume or cfg.get('resume'):
             checkpoint = args.resume or cfg.get('load_from') or 'auto'

@@ -205,9 +205,10 @@ def report(results: Iterable[Result], about: dict[str, Any]) -> str:
     """benchmark.md."""
     facts = ', '.join(f'{key} {value}' for key, value in about.items())
     introduction = (
-        f'Made by `convnext-dense benchmark` (`make benchmark` for the suite): {facts}. Each '
-        'model in a process of its own. Speed is relative to the fastest peer, memory to the lightest; error '
-        'is that of the worst map relative to float64; spread is the middle half of the runs.'
+        f'Made by `convnext-dense benchmark` (`make benchmark` for the suite): {facts}. '
+        'Each model in a process of its own. Speed is relative to the fastest peer, memory to the '
+        'lightest; error is that of the worst map relative to float64; spread is the middle half '
+        'of the runs.'
     )
     blocks = ['# Benchmark', paragraph(introduction), '![the same as bars](benchmark.png)']
     for result in results:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.progress import Progress
 
-from ..config_names import find_config
+from ..config_names import find_config, match_recipes
 from ..data import label_folder
 from ..errors import ConfigError, WeightsError
 from ..printing import console, quiet
@@ -54,15 +54,19 @@ class Options(NamedTuple):
 
 
 def find(models: Sequence[str]) -> list[Entry]:
-    """Models by ``CONFIG``, ``CONFIG=CHECKPOINT``, or a folder of work dirs; names differ.
+    """Models by ``CONFIG``, ``CONFIG=CHECKPOINT``, a pattern as ``demo/*_street``, or a folder of
+    work dirs; names differ.
 
     Raises:
-        ConfigError: a folder holds no work dirs, or a model is named twice.
+        ConfigError: a folder holds no work dirs, no recipe is of that pattern, or a model is named
+            twice.
     """
     entries: list[Entry] = []
     for text in models:
         if Path(text).is_dir():
             entries += _trained_in(Path(text))
+        elif '*' in text:
+            entries += [Entry(Path(name).stem, name, None) for name in match_recipes(text)]
         else:
             split = text.rpartition if '.py=' in text else text.partition  # paths may have a =
             config, _, checkpoint = split('=')
