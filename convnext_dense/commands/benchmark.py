@@ -1,7 +1,7 @@
 """Speed and memory of ConvNeXt here and in other libraries, side by side in one run; or of whole
 configs, fused or not.
 
-    convnext-dense benchmark                  the suite of docs/performance.md (make benchmark)
+    convnext-dense benchmark                  the suite: several sizes and precisions
     convnext-dense benchmark --arch base --size 1x512x512 --dtype bfloat16
     convnext-dense benchmark --size 2x512x512 --train
     convnext-dense benchmark CONFIG [CONFIG ...] --size 1x800x1280
