@@ -11,6 +11,8 @@ from email import message_from_string
 import pytest
 import yaml
 from markdown_it import MarkdownIt
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_readme import anchors
 
 import convnext_dense
@@ -21,7 +23,7 @@ from convnext_dense.evaluation.recipe_tables import TASKS, read_recipes
 # Two families have the same import names, so that the package asks for neither. They bring OpenCV
 # and pycocotools.
 FAMILIES = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'cv2', 'pycocotools'}
-OTHER_NAMES = {'PIL': 'pillow', 'yaml': 'pyyaml'}
+DISTRIBUTIONS = {'PIL': 'pillow', 'yaml': 'pyyaml'}
 
 
 def build(kind, source, out):
@@ -120,37 +122,50 @@ def test_a_wheel_finds_its_own_recipes(installed, tmp_path, monkeypatch):
 # ---- metadata ----
 
 
-def test_version_and_dependencies(metadata):
+@pytest.fixture(scope='module')
+def declared(metadata):
+    """Names of the required distributions, and of those that extras require."""
+    required, optional = set(), set()
+    for line in metadata.get_all('Requires-Dist'):
+        requirement = Requirement(line)
+        names = optional if 'extra' in str(requirement.marker) else required
+        names.add(canonicalize_name(requirement.name))
+    return required, optional
+
+
+def imported(tree):
+    """Names of the packages that a module imports at once, and of those it may import later."""
+    at_once, later = set(), set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        (at_once if node in tree.body else later).update(name.partition('.')[0] for name in names)
+    return at_once, later
+
+
+def test_version_and_dependencies(metadata, declared):
     assert metadata['Version'] == convnext_dense.__version__
-    required = {re.match(r'[\w-]+', line)[0] for line in metadata.get_all('Requires-Dist')}
-    assert not [name for name in required if re.match('onedl|mm', name)]
+    required, optional = declared
+    assert not [name for name in required | optional if re.match('onedl|mm', name)]
 
 
-def test_what_is_imported_is_declared(metadata):
+def test_what_is_imported_is_declared(declared):
     """What modules import at once is a dependency; what a function imports may be an extra."""
-    at_once, in_functions = set(), set()
-    for path in (ROOT / 'convnext_dense').rglob('*.py'):
-        tree = ast.parse(path.read_text('utf-8'))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module]
-            else:
-                continue
-            roots = {name.partition('.')[0] for name in names}
-            (at_once if node in tree.body else in_functions).update(roots)
-    known = FAMILIES | sys.stdlib_module_names
-    lines = metadata.get_all('Requires-Dist')
-    declared = {re.match(r'\w+', line)[0]: 'extra ==' in line for line in lines}
-
-    def distributions_of(names):
-        return {OTHER_NAMES.get(name, name) for name in names - known}
-
-    needed = {name for name, is_extra in declared.items() if not is_extra}
-    assert distributions_of(at_once) <= needed
-    assert distributions_of(in_functions) <= declared.keys()
-    assert needed <= distributions_of(at_once | in_functions)
+    required, optional = declared
+    sources = (ROOT / 'convnext_dense').rglob('*.py')
+    names = [imported(ast.parse(path.read_text('utf-8'))) for path in sources]
+    at_once, later = (
+        {
+            canonicalize_name(DISTRIBUTIONS.get(name, name))
+            for name in set().union(*group) - FAMILIES - sys.stdlib_module_names
+        }
+        for group in zip(*names)
+    )
+    assert at_once <= required <= at_once | later
+    assert later <= required | optional
 
 
 @needs('twine')

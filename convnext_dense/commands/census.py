@@ -11,7 +11,7 @@ downloaded. All of it takes half an hour or so on two cores.
 from pathlib import Path
 
 from ..evaluation.census import census, report
-from .shared import make_parser
+from .shared import errors_as_messages, make_parser
 
 
 def main(argv=None):
@@ -21,6 +21,7 @@ def main(argv=None):
     parser.add_argument('--only', default='', help='configs whose path contains this')
     args = parser.parse_args(argv)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before half an hour of work
-    page = report(census(args.arch, args.only), args.arch)
+    with errors_as_messages():
+        page = report(census(args.arch, args.only), args.arch)
     Path(args.out).write_text(page, encoding='utf-8')
     print(f'wrote {args.out}')
