@@ -19,16 +19,12 @@ def teach_mmengine() -> None:
     It looks a library up under the name of its distribution, which it reads from a table. The table
     lacks this package, and has mmseg under the name of the frozen distribution.
     """
-    MODULE2PACKAGE['convnext_dense'] = 'convnext_dense'
+    # Not the distribution, which upstream does not find in a clone, but a module in the folder.
+    MODULE2PACKAGE['convnext_dense'] = __name__
     try:
         distribution(MODULE2PACKAGE['mmseg'])
     except PackageNotFoundError:
         MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
-        NOT_FOLLOWED.append('mmseg')
-
-
-# Libraries whose ``LIBRARY::...`` MMEngine can follow only where this package has been imported.
-NOT_FOLLOWED = ['convnext_dense']
 
 
 def config(name: str) -> str:
@@ -56,7 +52,26 @@ def read_config(name: str) -> Config:
     Raises:
         ConfigError: there is none of that name, or more than one.
     """
-    return Config.fromfile(find_config(name)[0])
+    return read_file(find_config(name)[0])
+
+
+def read_file(path: str | Path, **options) -> Config:
+    """``Config.fromfile``; and what a base ``convnext_dense::...`` holds can be built.
+
+    MMEngine notes the library of such a base as the scope of everything in it, and would look for
+    ``MaskRCNN`` here. The types of recipes are those of their ``default_scope``, mmdet or mmseg.
+    """
+    cfg = Config.fromfile(str(path), **options)
+    nodes = [cfg._cfg_dict]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            if node.get('_scope_') == 'convnext_dense':
+                del node['_scope_']
+            nodes.extend(dict.values(node))  # without importing the types of new-style configs
+        elif isinstance(node, (list, tuple)):
+            nodes.extend(node)
+    return cfg
 
 
 def find_config(name: str) -> tuple[Path, str]:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.progress import Progress
 
-from ..config_names import find_config, match_recipes
+from ..config_names import find_config, match_recipes, read_file
 from ..data import label_folder
 from ..errors import ConfigError, WeightsError
 from ..printing import console, quiet
@@ -200,13 +200,13 @@ def prepared_config(entry: Entry, options: Options, folder: Path) -> Config:
     if entry.checkpoint and '://' not in entry.checkpoint and not Path(entry.checkpoint).is_file():
         raise ConfigError(f'no checkpoint at {entry.checkpoint}')
     if entry.is_fused:  # its config was prepared for the row before
-        return Config.fromfile(path)
+        return read_file(path)
     to_train = entry.checkpoint is None
     if to_train and not options.train and not (folder / 'train').exists():
         raise ConfigError(NO_CHECKPOINT)
     try:
         with quiet():
-            cfg = Config.fromfile(path)
+            cfg = read_file(path)
         cfg.merge_from_dict(options.cfg_options)
     except Exception as error:
         raise ConfigError(f'the config cannot be read: {type(error).__name__}: {error}') from error

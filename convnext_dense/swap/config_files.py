@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..config_names import read_file
 from ..errors import ConfigError
 
 # What the libraries' ConvNeXt configs import for their backbone. It often cannot be imported.
@@ -19,7 +20,7 @@ def read_config(path: Path) -> Config:
     """
     try:
         new_style = Config._is_lazy_import(str(path))
-        cfg = Config() if new_style else Config.fromfile(str(path), import_custom_modules=False)
+        cfg = Config() if new_style else read_file(path, import_custom_modules=False)
     except Exception as error:
         raise ConfigError(
             f'{path} is not a config that MMEngine can read: {type(error).__name__}: {error}'

@@ -6,7 +6,6 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
-from ..config_names import NOT_FOLLOWED
 from ..errors import ConfigError
 from .config_files import read_config
 from .editing import Absent, at
@@ -20,7 +19,7 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
 
     Args:
         source: path of the old config.
-        name: what the user called it. ``mmdet::...`` stays so where MMEngine can follow it.
+        name: of the old config, as ``find_config`` returns it.
         out: path of the new config. Its folder is made.
         command: is noted in the first line.
 
@@ -48,10 +47,13 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
 
 
 def _base(source: Path, name: str, out: Path) -> str:
-    """What the new config calls the old one, as Python: a name that every program can follow."""
-    if name.partition('::')[0] in NOT_FOLLOWED:
+    """What the new config calls the old one, as Python: no path of this machine.
+
+    Not ``LIBRARY::...`` itself: MMEngine follows some of these names in one family only.
+    """
+    if '::' in name:
         return f"__import__('convnext_dense').config({name!r})"
-    return repr(name if '::' in name else os.path.relpath(source.resolve(), out.parent.resolve()))
+    return repr(os.path.relpath(source.resolve(), out.parent.resolve()))
 
 
 def _difference(swap: Swap, out: Path) -> str:
