@@ -2,6 +2,9 @@
 
 ``configs/`` and ``tools/`` are the only source. MMEngine and OpenMIM look for them in ``.mim`` of
 an installed package, so that a wheel has copies there, and an editable install has links.
+
+The licence is stated here: pyproject.toml has no form of it that both setuptools 69 and the newest
+one accept.
 """
 
 import re
@@ -16,10 +19,11 @@ ROOT = Path(__file__).parent
 
 class BuildWithRecipes(build_py):
     def run(self):
+        package = (ROOT if self.editable_mode else Path(self.build_lib)) / 'convnext_dense'
+        mim = package / '.mim'
+        # An earlier build may have left modules that are gone since: they would be installed.
+        shutil.rmtree(mim if self.editable_mode else package, ignore_errors=True)
         super().run()
-        package = ROOT if self.editable_mode else Path(self.build_lib)
-        mim = package / 'convnext_dense' / '.mim'
-        shutil.rmtree(mim, ignore_errors=True)
         mim.mkdir(parents=True)
         for name in ('configs', 'tools'):
             if self.editable_mode:
@@ -40,6 +44,7 @@ def description() -> str:
 
 
 setup(
+    license='Apache-2.0',
     cmdclass={'build_py': BuildWithRecipes},
     long_description=description(),
     long_description_content_type='text/markdown',

@@ -39,7 +39,7 @@ def table(
         red: numbers of the rows, from 0, that are red.
     """
     columns = [Column(name, justify=justify) for name in header[1:]]
-    result = Table(header[0], *columns, title=title)
+    result = Table(Column(header[0], overflow='fold'), *columns, title=title)
     for i, row in enumerate(rows):
         cells = [escape(str(cell)) for cell in row]
         result.add_row(*cells, style='red' if i in red else None)

@@ -39,6 +39,7 @@ CAPABILITIES = {  # what torch 2.1 cannot do, or what is not installed beside it
     'compiled recomputation': torch.__version__ >= '2.2',
     'ONNX export': _has_module('onnxscript'),
     'DINOv3 in transformers': _has_module('transformers.models.dinov3_convnext'),
+    'twine': _has_module('twine'),
 }
 # Capability -> the tests that are skipped without it. Any other skip fails the run, and so does
 # one of these tests that is run without its capability.
@@ -53,6 +54,7 @@ SKIPS = {
     'compiled recomputation': {'test_training_with_recomputation_compiles_as_one_graph'},
     'ONNX export': {'test_onnx_runs_at_other_sizes'},
     'DINOv3 in transformers': {'test_features_equal_dinov3'},
+    'twine': {'test_twine_accepts_both'},
 }
 REAL_DATA = 'no real data'
 

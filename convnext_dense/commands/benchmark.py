@@ -1,7 +1,7 @@
 """Speed and memory of ConvNeXt here and in other libraries, side by side in one run; or of whole
 configs, fused or not.
 
-    convnext-dense benchmark                  the suite of docs/performance.md (make benchmark)
+    convnext-dense benchmark                  the suite: several sizes and precisions
     convnext-dense benchmark --arch base --size 1x512x512 --dtype bfloat16
     convnext-dense benchmark --size 2x512x512 --train
     convnext-dense benchmark CONFIG [CONFIG ...] --size 1x800x1280
@@ -14,6 +14,7 @@ of a training step without the gradients of the weights, which all hold alike.
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -50,6 +51,10 @@ def main(argv=None):
     if args.device == 'cuda':  # torch's own choice: maps are compared without it
         about['TF32 while timed'] = 'in convolutions'
     console.print(', '.join(f'{key} {value}' for key, value in about.items()))
+    missing = [name for name in ('timm', 'torchvision', 'transformers') if not find_spec(name)]
+    if missing and not args.configs:
+        names = ', '.join(missing)
+        console.print(f'not compared: {names} (pip install "convnext_dense[peers]")', markup=False)
     if args.configs:
         size = args.size or '1x800x1280'
         scenarios = [Scenario(path, size, args.dtype) for path in args.configs]

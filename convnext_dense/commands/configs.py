@@ -13,7 +13,6 @@ from pathlib import Path
 
 from ..config_names import find_config
 from ..evaluation.recipe_tables import TASKS, read_recipes
-from ..printing import console, table
 from .shared import errors_as_messages, make_parser
 
 
@@ -31,23 +30,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show(part: str) -> None:
-    terminal, is_empty = console(), True
-    for task, (title, metrics, _) in TASKS.items():
+    """Not as a table: the names are too long for most terminals, and are there to be copied."""
+    is_empty = True
+    for task, (title, *_) in TASKS.items():
         recipes = [recipe for recipe in read_recipes(task) if part in recipe.name]
         if recipes:
-            header = 'recipe', *metrics, 'parameters, M', 'FLOPs, G', 'licence'
-            rows = [
-                [
-                    recipe.name,
-                    *(recipe.scores.get(metric, '') for metric in metrics),
-                    recipe.parameters or '',
-                    recipe.flops or '',
-                    recipe.licence,
-                ]
-                for recipe in recipes
-            ]
-            terminal.print(table(header, rows, title))
+            print(title)
             is_empty = False
+        for recipe in recipes:
+            facts = [f'{metric} {score}' for metric, score in recipe.scores.items()]
+            facts += [f'{recipe.parameters} M parameters'] if recipe.parameters else []
+            facts += [f'{recipe.flops} GFLOPs'] if recipe.flops else []
+            print(f'  {recipe.name}\n      {", ".join([*facts, f"weights: {recipe.licence}"])}')
     if is_empty:
         sys.exit(f'no recipe has {part!r} in its name')
 

@@ -1,7 +1,7 @@
 """Train, evaluate and show: Mask R-CNN and UperNet on ConvNeXt-atto, on generated data.
 
-    convnext-dense demo                                        # ten minutes on two CPU cores
-    convnext-dense demo --seeds 0 1 2 --report docs/demo.md    # the table that the docs show
+    convnext-dense demo                                   # ten minutes on two CPU cores
+    convnext-dense demo --seeds 0 1 2 --report demo.md    # the table that the docs show
 
 Weights are random at the start. Leaves OUT/index.html, the pictures in it, and OUT/results.json.
 Models are trained and tested by the commands train and test, exactly as a user would run them.
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
 
     start, out = time.time(), args.out.resolve()
     print('The demo takes about ten minutes a seed on two CPU cores.')
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, *([args.report.parent] if args.report else [])):
+        folder.mkdir(parents=True, exist_ok=True)
     with errors_as_messages():
         text = run_demo(out, args.seeds, args.report)
     print(f'\n{text}Done in {(time.time() - start) / 60:.1f} minutes. Open {out}/index.html')

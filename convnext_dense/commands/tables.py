@@ -12,6 +12,9 @@ from .shared import make_parser
 
 
 def main(argv=None):
-    make_parser(__doc__).parse_args(argv)
+    parser = make_parser(__doc__)
+    parser.parse_args(argv)
+    if not all(Path('configs', task).is_dir() for task in TASKS):
+        parser.error('configs/coco and configs/ade20k are not here: run it in the root of a clone')
     for task in TASKS:
         Path('configs', task, 'README.md').write_text(page(task), encoding='utf-8')

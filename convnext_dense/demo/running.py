@@ -62,7 +62,7 @@ def run_demo(out: Path, seeds: Sequence[int], report: Path | None = None) -> str
     (out / 'results.json').write_text(json.dumps(results, indent=1))
     text = f'{markdown_table(header, rows)}\n\n{textwrap.fill(explained, 100)}\n'
     if report:
-        report.write_text(f'# What the demo reaches\n\nWritten by `make demo-seeds`.\n\n{text}')
+        report.write_text(f'# What the demo reaches\n\nWritten by `convnext-dense demo`.\n\n{text}')
         Image.open(out / 'predictions.png').quantize(256).save(report.with_suffix('.png'))
     return text
 

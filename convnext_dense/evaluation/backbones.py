@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,7 +184,8 @@ def cells_of(result: Result) -> list[list[str]]:
     """Rows of text under ``HEADER``."""
     rows = []
     for name, figure in figures(result.rows).items():
-        cells = [format(value, spec) for value, spec in zip(figure, COLUMNS.values())]
+        pairs = zip(figure, COLUMNS.values())
+        cells = ['' if isnan(value) else format(value, spec) for value, spec in pairs]
         error = result.rows[name].error
         rows.append([name, *cells, '' if error is None else f'{error:.1e}'])
     return rows
@@ -205,7 +207,7 @@ def report(results: Iterable[Result], about: dict[str, Any]) -> str:
     """benchmark.md."""
     facts = ', '.join(f'{key} {value}' for key, value in about.items())
     introduction = (
-        f'Made by `convnext-dense benchmark` (`make benchmark` for the suite): {facts}. '
+        f'Made by `convnext-dense benchmark`: {facts}. '
         'Each model in a process of its own. Speed is relative to the fastest peer, memory to the '
         'lightest; error is that of the worst map relative to float64; spread is the middle half '
         'of the runs.'

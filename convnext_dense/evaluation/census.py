@@ -200,8 +200,18 @@ def fit_to_machine(value, bert: str):
 
 
 def make_bert(folder: str) -> None:
-    """Write a BERT of two layers with random weights, and its tokenizer."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    """Write a BERT of two layers with random weights, and its tokenizer.
+
+    Raises:
+        ConfigError: transformers is not installed.
+    """
+    try:
+        from transformers import BertConfig, BertModel, BertTokenizerFast
+    except ImportError as error:
+        raise ConfigError(
+            f'the census needs a BERT of transformers, and {error}: '
+            'pip install "convnext_dense[peers]"'
+        ) from None
 
     words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?', 'a', 'b']
     words += [f'[unused{i}]' for i in range(1000)]
@@ -241,7 +251,7 @@ def summary(rows: Sequence[Row], arch: str) -> str:
     steps = Counter(row.step for row in trained if row.works)
     return (
         '# Census: whose backbone can be swapped\n\n'
-        f'Made by `make census`; ConvNeXt-{arch}. {versions()}\n\n'
+        f'Made by `convnext-dense census`; ConvNeXt-{arch}. {versions()}\n\n'
         f'{len(rows)} configs with a model were swapped. Their swapped models are {len(trained)} '
         'distinct ones (equal but for weights, losses, numbers of classes, and settings of '
         'training and test counts as one), and each of these was built and run: '

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from .. import __version__
 from ..printing import progress
 
 # Without this the profiler writes a line whenever it starts or stops.
@@ -204,8 +205,10 @@ def machine(device: str) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         python=platform.python_version(),
-        commit=_commit(),
+        convnext_dense=__version__,
     )
+    if commit := _commit():
+        facts['commit'] = commit
     if device == 'cuda':
         facts.update(CUDA=torch.version.cuda, cuDNN=torch.backends.cudnn.version())
     return facts

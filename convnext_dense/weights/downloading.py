@@ -105,6 +105,6 @@ def _from_hub(repository: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError:
         raise WeightsError(
-            'the package huggingface_hub is missing: pip install huggingface_hub'
+            'the package huggingface_hub is missing: pip install "convnext_dense[hub]"'
         ) from None
     return Path(hf_hub_download(repository, 'model.safetensors'))  # goes on where it was cut short

@@ -342,10 +342,8 @@ def _read_legacy(path: Path, file: BufferedReader) -> tuple[dict[str, Tensor], d
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ModuleNotFoundError:
-        raise WeightsError(f'{path} needs a package: pip install safetensors') from None
+    from safetensors.torch import load_file
+
     return load_file(path)
 
 
