@@ -3,5 +3,6 @@
 from .training.checkpoint_hook import CheckpointHook
 from .training.curves_hook import CurvesHook
 from .training.examples_hook import ExamplesHook
+from .training.finite_hook import FiniteHook
 
-__all__ = ['CheckpointHook', 'CurvesHook', 'ExamplesHook']
+__all__ = ['CheckpointHook', 'CurvesHook', 'ExamplesHook', 'FiniteHook']

@@ -118,8 +118,9 @@ def test_a_video_becomes_a_video(model, tmp_path, exits):
         writer.write(np.full((64, 96, 3), 80 * i, np.uint8))
     writer.release()
     (tmp_path / 'broken.mp4').write_bytes((tmp_path / 'clip.mp4').read_bytes()[:300])
-    output = exits(PREDICT, config, checkpoint, tmp_path, '--out', out)
-    assert '1 done, 1 skipped' in output and 'skipped broken.mp4' in output
+    for _ in range(2):  # what the first run leaves below the source is not predicted for
+        output = exits(PREDICT, config, checkpoint, tmp_path, '--out', out)
+        assert '1 done, 1 skipped' in output and 'skipped broken.mp4' in output
     shown = cv2.VideoCapture(str(out / 'overlays' / 'clip.mp4'))
     frames = [shown.read()[1] for _ in range(3)]
     assert frames[2].shape[1] == 96 and not shown.read()[0]

@@ -127,6 +127,8 @@ def test_the_command_does_not_overwrite_its_config(users, exits, monkeypatch):
     before = (folder / 'bridge.py').read_text()
     assert 'is CONFIG itself' in exits(TOOL, 'bridge.py', '--arch', 'atto', '-o', 'bridge.py')
     assert (folder / 'bridge.py').read_text() == before
+    (folder / 'there.py').write_text('')
+    assert '--force' in exits(TOOL, 'bridge.py', '--arch', 'atto', '-o', 'there.py')
 
 
 @pytest.mark.parametrize(

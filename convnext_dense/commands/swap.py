@@ -43,6 +43,7 @@ def main(argv=None):
     no_proof = 'do not train a step: for models that need a GPU'
     parser.add_argument('--no-proof', action='store_true', help=no_proof)
     parser.add_argument('-o', '--out', required=True, help='config to write')
+    parser.add_argument('--force', action='store_true', help='overwrite OUT')
     arguments = sys.argv[1:] if argv is None else list(map(str, argv))
     args = parser.parse_args(arguments)
     out, terminal = Path(args.out), console()
@@ -52,6 +53,8 @@ def main(argv=None):
         source, name = find_config(args.config)
         if out.resolve() == source.resolve():
             parser.error(f'{out} is CONFIG itself, which is inherited: name another file')
+        if out.exists() and not args.force:
+            parser.error(f'{out} is there already: name another file, or overwrite it with --force')
         with terminal.status('running the old backbone without weights'):
             swap = plan(source, args.arch, args.checkpoint, args.output_stride, args.layer_decay)
         if not swap.changes:

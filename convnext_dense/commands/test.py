@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.runner import Runner
 
 from ..evaluation.test_time_augmentation import with_test_time_augmentation
-from ..training.running import load_config
+from ..training.running import fit_to_machine, load_config
 from .shared import add_run_arguments, errors_as_messages, make_parser
 
 
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg = load_config(
             args.config, ['test'], args.work_dir, args.data_root, args.cfg_options, args.launcher
         )
+        fit_to_machine(cfg)
         cfg.load_from, cfg.resume = args.checkpoint, False
         if args.show_dir:
             cfg.visualizer.save_dir = args.show_dir

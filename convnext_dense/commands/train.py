@@ -8,9 +8,10 @@ Reads data, model, schedule, hooks and default_scope from the config; it knows n
 
 from pathlib import Path
 
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from ..training.running import fit_to_machine, load_config
+from ..training.work_dir import latest_checkpoint
 from ..weights.pretrained import without_pretrained
 from .shared import add_run_arguments, errors_as_messages, make_parser
 
@@ -35,12 +36,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.resume or cfg.get('resume'):
             checkpoint = args.resume or cfg.get('load_from') or 'auto'
             if checkpoint == 'auto':
-                checkpoint = find_latest_checkpoint(cfg.work_dir)
+                checkpoint = latest_checkpoint(cfg.work_dir)
             if checkpoint is None:
                 print(f'--resume: no checkpoint in {cfg.work_dir} yet, starting from the beginning')
             elif not Path(checkpoint).is_file():
                 parser.error(f'--resume: no checkpoint at {checkpoint}')
             else:  # which has all weights but those of a distillation's teacher
-                cfg.load_from, cfg.resume = checkpoint, True
+                cfg.load_from, cfg.resume = str(checkpoint), True
                 cfg.model = without_pretrained(cfg.model, keep_teacher=True)
         Runner.from_cfg(cfg).train()

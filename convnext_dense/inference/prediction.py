@@ -94,7 +94,8 @@ class Predictions:
         """
         is_folder = source.is_dir()
         paths = sorted(source.rglob('*')) if is_folder else [source]
-        files = [path for path in paths if path.is_file()]
+        written = self.out.resolve()  # by an earlier run, perhaps below the source
+        files = [path for path in paths if path.is_file() and written not in path.resolve().parents]
         wanted = [path for path in files if path.suffix.lower() in IMAGES + VIDEOS]
         if not wanted:
             suffixes = ', '.join(IMAGES + VIDEOS)

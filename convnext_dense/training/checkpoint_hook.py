@@ -1,17 +1,21 @@
-"""The checkpoint hook of our configs: refuses weights that do not fit, and resumes exactly."""
+"""The checkpoint hook of our configs: loses no checkpoint, refuses weights that do not fit, and
+resumes exactly."""
 
+import contextlib
 import random
 from collections.abc import Sequence
+from typing import IO, Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 
 from ..registry import HOOKS
-from ..weights.comparing import check_names
+from ..weights.comparing import check_finite, check_names
+from .work_dir import BACKEND, RemovesLater, lock
 
 STATES = 'random_states'  # key of a checkpoint
 
@@ -20,6 +24,11 @@ STATES = 'random_states'  # key of a checkpoint
 class CheckpointHook(MMEngineCheckpointHook):
     """MMEngine's checkpoint hook, and:
 
+    - A checkpoint is written under another name and put into its place when it is whole; older ones
+      are removed after that. Where a process is killed meanwhile, a checkpoint to go on from is
+      left. (On the local disk; in other storage MMEngine's way is unchanged.)
+    - A model with NaN or infinity in it is not saved.
+    - A second training in the same work directory is refused.
     - A checkpoint that is loaded must have every name of the model and no other, and every tensor
       its shape; MMEngine loads the tensors that happen to fit and only logs the rest. To fine-tune
       (``load_from``), layers outside the backbone may have another number of outputs (other
@@ -37,17 +46,33 @@ class CheckpointHook(MMEngineCheckpointHook):
         the rest: as MMEngine's.
 
     Raises:
-        WeightsError: names or shapes do not fit.
+        WeightsError: names or shapes do not fit, or a value is not finite.
         ConfigError: a part in ``may_differ`` reaches into the backbone, or is in neither the model
-            nor the checkpoint.
+            nor the checkpoint; another training runs in the work directory.
     """
 
     _states: list[dict] | None = None  # a rank each, as last saved or loaded
     _restore = False  # at the next training iteration
+    _lock: IO | None = None  # of the work directory
+    # Of MMEngine, which declares no types.
+    backend_args: dict | None
+    file_backend: Any
 
     def __init__(self, *args, may_differ: str | Sequence[str] = (), **kwargs):
         super().__init__(*args, **kwargs)
         self.may_differ = (may_differ,) if isinstance(may_differ, str) else tuple(may_differ)
+
+    def before_train(self, runner) -> None:
+        if is_main_process():
+            self._lock = lock(runner.work_dir)
+        is_local = '://' not in str(self.out_dir or runner.work_dir)
+        if is_local and self.backend_args is None and self.file_client_args is None:
+            self.backend_args = dict(backend=BACKEND)
+        super().before_train(runner)
+
+    def after_run(self, runner) -> None:
+        if self._lock:
+            self._lock.close()
 
     def _save_checkpoint(self, runner) -> None:
         # Overridden because, unlike before_save_checkpoint, it runs on every rank.
@@ -55,7 +80,30 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._restore = True
         super()._save_checkpoint(runner)
 
+    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
+        with self._removing_later():
+            super()._save_checkpoint_with_step(runner, step, meta)
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        with self._removing_later():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextlib.contextmanager
+    def _removing_later(self):
+        """MMEngine removes the checkpoint that is one too many before it saves the next."""
+        if isinstance(self.file_backend, RemovesLater):  # the best one is saved within the other
+            yield
+            return
+        backend = self.file_backend
+        self.file_backend = RemovesLater(backend)
+        try:
+            yield
+            self.file_backend.flush(kept=self.last_ckpt)
+        finally:
+            self.file_backend = backend
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        check_finite(checkpoint['state_dict'], 'the model, which is not saved')
         if self._states is not None:
             seed = getattr(_sampler(runner), 'seed', None)
             checkpoint[STATES] = dict(ranks=self._states, sampler_seed=seed)
@@ -67,6 +115,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         fine_tuning = isinstance(runner._train_loop, BaseLoop) and not runner._resume
         may_differ = self.may_differ if fine_tuning else ()
         tensors = checkpoint.get('state_dict', checkpoint)
+        check_finite(tensors, 'the checkpoint')
         for warning in check_names(model, tensors, fine_tuning, may_differ):
             runner.logger.warning(warning)
         if not runner._resume or STATES not in checkpoint:

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_distributed
 
 from ..config_names import read_config
 from ..data.locating import data_paths, move_data
@@ -62,13 +64,37 @@ def load_config(
 
 
 def fit_to_machine(cfg: Config) -> None:
-    """Switch mixed precision off where there is no accelerator, and say so."""
-    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
-        if int(os.environ.get('RANK', 0)) == 0:
-            print('No GPU here: automatic mixed precision is off, training in fp32.')
+    """Where there is no accelerator, change what needs one, and say so.
+
+    Mixed precision is off. Processes of ``torchrun`` exchange gradients by gloo, and each
+    normalises its batches by itself.
+    """
+    if get_device() not in ('cpu', 'mps'):
+        return
+    changes = []
+    if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
         cfg.optim_wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             cfg.optim_wrapper.pop(key, None)
+        changes.append('automatic mixed precision is off, training in fp32')
+    if cfg.launcher == 'pytorch':
+        if not is_distributed():  # MMEngine would select a GPU before it does this
+            torch.distributed.init_process_group('gloo')
+        wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+        wrapper.update(find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.setdefault('model_wrapper_cfg', wrapper)
+        cfg.model = _with_plain_batch_norm(cfg.model)
+        changes.append('processes communicate by gloo, SyncBN is BN')
+    if changes and int(os.environ.get('RANK', 0)) == 0:
+        print(f'No GPU here: {"; ".join(changes)}.')
+
+
+def _with_plain_batch_norm(value):
+    if isinstance(value, dict):
+        return type(value)({key: _with_plain_batch_norm(inner) for key, inner in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_plain_batch_norm(inner) for inner in value)
+    return 'BN' if isinstance(value, str) and value in ('SyncBN', 'MMSyncBN') else value
 
 
 def follow(command: str, arguments: Sequence, log: str | Path) -> Iterator[Progress]:

@@ -61,6 +61,26 @@ def compare_backbone(
     return differences
 
 
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """
+    Args:
+        where: what has these tensors, for the message.
+
+    Raises:
+        WeightsError: there is a NaN or an infinity in one of them.
+    """
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if names:
+        raise WeightsError(
+            f'{where}: {len(names)} of {len(tensors)} tensors hold NaN or infinity '
+            f'({first_few(names)}), as of a training that diverged'
+        )
+
+
 def listing(differences: Iterable[Difference]) -> str:
     """For a message: a line per kind of difference, with its first few tensors."""
     kinds: dict[str, list[Difference]] = {

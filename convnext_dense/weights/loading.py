@@ -208,6 +208,7 @@ def read(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
             + (f', such as {", ".join(close)}' if close else '')
         )
     tensors, classes = reading.read(path)
+    comparing.check_finite(tensors, where)
     return tensors, where, classes
 
 

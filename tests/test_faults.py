@@ -1,0 +1,188 @@
+"""What a training leaves where it is killed, diverges, or meets another in its folder."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
+from torch import nn
+
+from convnext_dense import ConfigError, WeightsError
+from convnext_dense.training.work_dir import latest_checkpoint
+from convnext_dense.weights import convert
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_faults import make_runner
+{before}
+make_runner({work_dir!r}, {options}).train()
+"""
+
+
+@MODELS.register_module(force=True)
+class TinyModel(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.register_buffer('spare', torch.zeros(1))  # which the loss does not depend on
+
+    def forward(self, inputs, mode):
+        return dict(loss=self.second(self.first(inputs)).square().mean())
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class ScalingOptimWrapper(OptimWrapper):
+    """As with mixed precision, which MMEngine refuses where there is no GPU."""
+
+    loss_scaler = None
+
+    def update_params(self, loss):
+        if loss.isfinite():
+            super().update_params(loss)
+
+
+def make_runner(work_dir, lr=0.1, iterations=6, inputs=1.0, **options):
+    checkpoint = dict(type='convnext_dense.CheckpointHook', by_epoch=False, interval=1)
+    hooks = dict(checkpoint=checkpoint | dict(max_keep_ckpts=1))
+    hooks.update(finite=dict(type='convnext_dense.FiniteHook', **options.pop('finite', {})))
+    samples = [dict(inputs=torch.full((4,), inputs))] * (2 * iterations)
+    return Runner(
+        TinyModel(),
+        str(work_dir),
+        train_dataloader=dict(
+            dataset=samples,
+            batch_size=2,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=iterations),
+        optim_wrapper=dict(
+            type=options.pop('wrapper', 'OptimWrapper'), optimizer=dict(type='SGD', lr=lr)
+        ),
+        default_hooks=hooks,
+        log_level='ERROR',
+        **options,
+    )
+
+
+def program(tmp_path, before='', **options):
+    arguments = ', '.join(f'{key}={value!r}' for key, value in options.items())
+    tests = os.path.dirname(__file__)
+    code = PROGRAM.format(
+        tests=tests, before=before, work_dir=str(tmp_path / 'work'), options=arguments
+    )
+    return [sys.executable, '-c', code]
+
+
+def test_killed_while_saving_the_older_checkpoint_is_left(tmp_path):
+    """With one checkpoint kept; at the last moment before the third is in its place."""
+    before = """
+import os, signal
+replace = os.replace
+def killed(source, target):
+    if str(target).endswith('iter_3.pth'):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = killed
+"""
+    result = subprocess.run(program(tmp_path, before), capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
+    work = tmp_path / 'work'
+    assert [path.name for path in work.glob('*.pth')] == ['iter_2.pth']
+    assert latest_checkpoint(work) == work / 'iter_2.pth'
+    runner = make_runner(work, resume=True, load_from=str(work / 'iter_2.pth'))
+    runner.train()
+    assert runner.iter == 6 and [path.name for path in work.glob('*.pth')] == ['iter_6.pth']
+
+
+def test_a_disk_that_is_full_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, 'No space left on device')
+
+    runner = make_runner(tmp_path, iterations=2)
+    runner.train()
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'):
+        make_runner(tmp_path, iterations=3, resume=True).train()
+    assert [path.name for path in tmp_path.glob('*.pth*')] == ['iter_2.pth']
+
+
+def test_a_second_training_in_the_folder_is_refused(tmp_path):
+    slow = 'import time, torch; torch.nn.Linear.forward = lambda *_: time.sleep(60)'
+    first = subprocess.Popen(program(tmp_path, slow))
+    try:
+        taken = tmp_path / 'work/.training'
+        while not (taken.exists() and taken.read_text()):
+            time.sleep(0.1)
+        with pytest.raises(ConfigError, match=f'another training runs .*process {first.pid}'):
+            make_runner(tmp_path / 'work').train()
+    finally:
+        first.kill()
+        first.wait()
+    make_runner(tmp_path / 'work').train()  # the kernel has released the lock
+
+
+def test_a_rate_that_diverges_stops_before_the_weights_are_spoilt(tmp_path):
+    runner = make_runner(tmp_path, lr=1e30)
+    with pytest.raises(FloatingPointError, match='iteration 2: the loss is nan') as error:
+        runner.train()
+    assert 'the first output that is not finite: second (Linear)' in str(error.value)
+    assert all(value.isfinite().all() for value in runner.model.parameters())
+    latest = latest_checkpoint(tmp_path)
+    assert latest.name == 'iter_1.pth'
+
+
+def test_with_loss_scaling_it_stops_after_several_in_a_row(tmp_path):
+    wrapper = 'ScalingOptimWrapper'
+    for patience, message in ((1, 'iteration 1'), (4, 'iteration 4')):
+        runner = make_runner(
+            tmp_path, inputs=float('nan'), wrapper=wrapper, finite=dict(patience=patience)
+        )
+        with pytest.raises(FloatingPointError, match=message) as error:
+            runner.train()
+        assert 'the images are not finite' in str(error.value)
+
+
+def test_values_that_are_not_finite_are_neither_saved_nor_read(tmp_path):
+    runner = make_runner(tmp_path, iterations=1)
+    runner.model.spare.fill_(float('nan'))
+    message = '1 of 5 tensors hold NaN or infinity .spare'
+    with pytest.raises(WeightsError, match=message):
+        runner.train()
+    assert not list(tmp_path.glob('*.pth'))
+    torch.save(dict(state_dict=runner.model.state_dict()), tmp_path / 'spoilt.pth')
+    with pytest.raises(WeightsError, match=message):
+        convert(tmp_path / 'spoilt.pth')
+    with pytest.raises(WeightsError, match=message):
+        make_runner(tmp_path / 'work', load_from=str(tmp_path / 'spoilt.pth')).train()
+
+
+def test_a_folder_that_was_moved_goes_on_from_its_own_checkpoint(tmp_path):
+    make_runner(tmp_path / 'old').train()
+    shutil.move(tmp_path / 'old', tmp_path / 'new')
+    assert latest_checkpoint(tmp_path / 'new') == tmp_path / 'new/iter_6.pth'
+    (tmp_path / 'new/last_checkpoint').write_text('')
+    assert latest_checkpoint(tmp_path / 'new') == tmp_path / 'new/iter_6.pth'
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path):
+    make_runner(tmp_path).train()
+    whole = (tmp_path / 'iter_6.pth').read_bytes()
+    (tmp_path / 'iter_7.pth').write_bytes(whole[:-100])
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_7.pth'))
+    said = []
+    assert latest_checkpoint(tmp_path, said.append) == tmp_path / 'iter_6.pth'
+    assert 'iter_7.pth cannot be read' in said[0]
+    (tmp_path / 'iter_6.pth').unlink()
+    with pytest.raises(WeightsError, match='no checkpoint in .* can be read'):
+        latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path / 'empty') is None
