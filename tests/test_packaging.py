@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -28,8 +29,8 @@ DISTRIBUTIONS = {'PIL': 'pillow', 'yaml': 'pyyaml'}
 
 def build(kind, source, out):
     """What pip and others call to build a distribution, with the setuptools that is here."""
-    call = f'build_{kind}({str(out)!r})'
-    run('-c', f'import setuptools.build_meta as backend; backend.{call}', cwd=source)
+    code = f'import setuptools.build_meta as backend; backend.build_{kind}({str(out)!r})'
+    subprocess.run([sys.executable, '-c', code], cwd=source, check=True, stdout=subprocess.DEVNULL)
     return max(out.iterdir(), key=lambda path: path.stat().st_mtime)
 
 
