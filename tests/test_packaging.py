@@ -1,8 +1,10 @@
 """The package as it is distributed: files, metadata, dependencies, description."""
 
 import ast
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -16,7 +18,7 @@ from packaging.utils import canonicalize_name
 from test_readme import anchors
 
 import convnext_dense
-from conftest import ROOT, needs, run
+from conftest import ROOT, needs
 from convnext_dense.config_names import read_config
 from convnext_dense.evaluation.recipe_tables import TASKS, read_recipes
 
@@ -28,8 +30,8 @@ DISTRIBUTIONS = {'PIL': 'pillow', 'yaml': 'pyyaml'}
 
 def build(kind, source, out):
     """What pip and others call to build a distribution, with the setuptools that is here."""
-    call = f'build_{kind}({str(out)!r})'
-    run('-c', f'import setuptools.build_meta as backend; backend.{call}', cwd=source)
+    code = f'import setuptools.build_meta as backend; backend.build_{kind}({str(out)!r})'
+    subprocess.run([sys.executable, '-c', code], cwd=source, check=True, stdout=subprocess.DEVNULL)
     return max(out.iterdir(), key=lambda path: path.stat().st_mtime)
 
 
@@ -111,11 +113,13 @@ def test_wheels_have_the_package_and_nothing_else(installed):
     ]
 
 
-def test_a_wheel_finds_its_own_recipes(installed, tmp_path, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', str(installed['wheel']))
+def test_a_wheel_finds_its_own_recipes(installed, tmp_path):
     name = 'ade20k/upernet_convnext-t-in1k_8xb2-amp-160k_ade20k-512x512'
     script = f'import convnext_dense; print(convnext_dense.config({name!r}))'
-    output = run('-c', script, cwd=tmp_path, cold=True)
+    env = dict(os.environ, PYTHONPATH=str(installed['wheel']))
+    output = subprocess.check_output(
+        [sys.executable, '-c', script], cwd=tmp_path, env=env, text=True
+    )
     assert str(installed['wheel'] / f'convnext_dense/.mim/configs/{name}.py') in output
 
 
@@ -170,7 +174,8 @@ def test_what_is_imported_is_declared(declared):
 
 @needs('twine')
 def test_twine_accepts_both(distributions):
-    run('-m', 'twine', 'check', '--strict', distributions['wheel'], distributions['sdist'])
+    files = distributions['wheel'], distributions['sdist']
+    subprocess.run([sys.executable, '-m', 'twine', 'check', '--strict', *files], check=True)
 
 
 def test_the_description_is_whole_without_the_repository(metadata, tmp_path):
