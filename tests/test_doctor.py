@@ -50,7 +50,7 @@ def test_silence_where_all_is_sound(tmp_path):
 
 def test_pins_are_those_of_the_set_up():
     for family, pins in FAMILIES.items():
-        lines = (ROOT / f'tools/env/{family}.txt').read_text().splitlines()
+        lines = (ROOT / f'tools/env/{family}.in').read_text().splitlines()
         assert {pin for pin in pins.values() if '==' in pin} <= set(lines)
         versions = dict(line.split('==') for line in lines if re.match(r'[\w-]+==', line))
         for name in ('numpy', 'setuptools'):

@@ -188,7 +188,7 @@ def test_make_targets_set_up_once(target, tmp_path):
             command, cwd=tmp_path, capture_output=True, text=True, check=True
         ).stdout
 
-    for name in ('Makefile', 'setup.py'):
+    for name in ('Makefile', 'setup.py', 'pyproject.toml'):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / 'tools' / 'env', tmp_path / 'tools' / 'env')
     assert 'make_env' in planned()
