@@ -1,4 +1,4 @@
-# One GPU, four images a step, images and label maps of your own: docs/own-data.md says what to add.
+# One GPU, four images a step, images and label maps of your own: own-data.md of the docs says more.
 _base_ = [
     '_base_/upernet_convnext.py',
     '_base_/own_512x512.py',

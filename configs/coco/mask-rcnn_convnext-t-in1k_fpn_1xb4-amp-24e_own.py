@@ -1,4 +1,4 @@
-# One GPU, four images a step, data of your own in COCO format: docs/own-data.md says what to add.
+# One GPU, four images a step, data of your own in COCO format: own-data.md of the docs says more.
 _base_ = [
     '_base_/mask-rcnn_convnext_fpn.py',
     '_base_/coco-instance_ms-crop.py',

@@ -90,7 +90,7 @@ def set_backbone(
         and_frozen = ', and is frozen' if new.get('frozen_stages') == len(STRIDES) else ''
         edits.warn(
             f'the backbone starts from random weights{and_frozen}, and images keep their '
-            'normalisation: name pretrained weights with checkpoint'
+            'normalisation: name pretrained weights with checkpoint (--checkpoint)'
         )
     why = 'this drop path is for short schedules, the official recipes have more'
     if old.get('frozen_stages', -1) >= 0 and 'frozen_stages' not in new:
