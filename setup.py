@@ -40,7 +40,8 @@ def description() -> str:
     """README.md without pictures, and with text in place of links that lead into the repository."""
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
     text = re.sub(r'!\[[^]]*\]\((?!https?:)[^)]*\)\n*', '', text)
-    return re.sub(r'(?<!!)\[([^]]*)\]\((?!https?:|#)[^)]*\)', r'\1', text)
+    text = re.sub(r'(?<!!)\[([^]]*)\]\((?!https?:|#)[^)]*\)', r'\1', text)
+    return f'{text}\nThe pages in `docs/`, and `make`, are in the source distribution.\n'
 
 
 setup(

@@ -99,6 +99,7 @@ def find_config(name: str) -> tuple[Path, str]:
         for library, folder in folders.items()
         if scope in ('', library)
         for file in sorted(folder.rglob('*.py'))
+        if scope or '_base_' not in file.relative_to(folder).parts  # which are no whole configs
     ]
     matches = [
         (file, scoped)
@@ -110,11 +111,14 @@ def find_config(name: str) -> tuple[Path, str]:
     if matches:
         names = ', '.join(scoped for _, scoped in matches)
         raise ConfigError(f'{name} may be any of {names}: use the name of the one that you mean')
-    near = difflib.get_close_matches(Path(wanted).stem, {file.stem for file, _ in configs})
+    stem, known = Path(wanted).stem, sorted({file.stem for file, _ in configs})
+    near = [name for name in known if name.startswith(stem)] or difflib.get_close_matches(
+        stem, known
+    )
     raise ConfigError(
         f'no config {name}: expected a path, the name of a recipe ("convnext-dense configs" lists '
         'them), or of a config of mmdet or mmseg, as mmdet::FOLDER/NAME.py'
-        + (f'. Near to it are {", ".join(near)}' if near else '')
+        + (f'. Near to it are {", ".join(near[:5])}' if near else '')
     )
 
 

@@ -176,8 +176,7 @@ def test_commands_that_look_get_as_far_as_the_data(command, message, tmp_path, e
     output = exits(*command)
     assert re.search(message, output) and 'Traceback' not in output
     if '--train' in command:
-        assert output.count('no folder at') == 6
-        assert (tmp_path / 'work_dirs/benchmark_segmentation/index.html').exists()
+        assert output.count('no folder at') == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('target', [c[1] for c in COMMANDS if c[0] == 'make'])

@@ -11,7 +11,7 @@ licence is that of the pretrained weights.
 import sys
 from pathlib import Path
 
-from ..config_names import find_config
+from ..config_names import find_config, match_recipes
 from ..evaluation.recipe_tables import TASKS, read_recipes
 from .shared import errors_as_messages, make_parser
 
@@ -41,7 +41,12 @@ def show(part: str) -> None:
             facts = [f'{metric} {score}' for metric, score in recipe.scores.items()]
             facts += [f'{recipe.parameters} M parameters'] if recipe.parameters else []
             facts += [f'{recipe.flops} GFLOPs'] if recipe.flops else []
+            facts += [recipe.status] if recipe.is_for_own_data else []
             print(f'  {recipe.name}\n      {", ".join([*facts, f"weights: {recipe.licence}"])}')
+    small = [name for name in match_recipes('demo/*') if part in name]
+    if small:
+        is_empty = False
+        print('Small models, for the demo and for comparisons', *small, sep='\n  ')
     if is_empty:
         sys.exit(f'no recipe has {part!r} in its name')
 

@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     add('config', help='path of a config, or name of a recipe')
     add('checkpoint', help='path or URL of the trained model')
     add('input', type=Path, help='an image, a folder (with the folders in it), or a video')
-    add('--out', type=Path, default=Path('work_dirs/predictions'))
+    out = 'folder for what it leaves (default: %(default)s)'
+    add('--out', type=Path, default=Path('work_dirs/predictions'), help=out)
     add('--score', type=float, default=0.3, help='least score that is drawn (default: 0.3)')
     add_device(parser)
     args = parser.parse_args(argv)

@@ -244,8 +244,9 @@ def train(name: str, cfg: Config, folder: Path, is_allowed: bool) -> str:
     if not is_allowed and (is_other or not done.exists()):
         raise ConfigError(NO_CHECKPOINT)
     if is_other:
-        _say(f'{name}: the config or the training data have changed, it starts anew')
-        shutil.rmtree(work_dir)
+        number = 1 + len(list(folder.glob('train-before-*')))
+        earlier = work_dir.rename(folder / f'train-before-{number}')
+        _say(f'{name}: its config or data have changed, it starts anew; the earlier: {earlier}')
     work_dir.mkdir(exist_ok=True)
     description.write_text(text)
     if not done.exists():

@@ -132,6 +132,8 @@ class Predictions:
             print(f'skipped {name}: {reason}', file=sys.stderr)
         others = f', {self.others} files are no pictures' if self.others else ''
         place = f'see {self.out}' if self.done else 'nothing was written'
+        if self.images and not self.annotations:
+            print('No object was predicted: the test_cfg of the config drops those of low scores.')
         print(f'{self.done} done, {len(self.failed)} skipped{others}; {place}')
 
     def _image(self, path, key, name):
