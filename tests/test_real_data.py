@@ -17,7 +17,9 @@ COCO_TINY = 'tests/configs/mask-rcnn_coco-tiny.py'
 
 def train_here(config, work_dir, *arguments):
     """The command tools/train.py, in this process."""
-    train.main([str(ROOT / config), '--work-dir', str(work_dir), *map(str, arguments)])
+    # MMEngine keeps a visualizer for each name, with the folder of its first run.
+    options = [*arguments, f'visualizer.name={work_dir}']
+    train.main([str(ROOT / config), '--work-dir', str(work_dir), *map(str, options)])
 
 
 def metrics(folder):
