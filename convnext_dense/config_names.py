@@ -43,6 +43,11 @@ def config(name: str) -> str:
     return str(find_config(name)[0].resolve())
 
 
+def inheriting(name: str) -> str:
+    """The call of ``config``, as the text of a config file has it behind ``_base_ =``."""
+    return f"__import__('convnext_dense').config({name!r})"
+
+
 def read_config(name: str) -> Config:
     """A config with everything that it inherits.
 

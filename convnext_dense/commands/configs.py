@@ -11,7 +11,7 @@ licence is that of the pretrained weights.
 import sys
 from pathlib import Path
 
-from ..config_names import find_config, match_recipes
+from ..config_names import find_config, inheriting, match_recipes
 from ..evaluation.recipe_tables import TASKS, read_recipes
 from .shared import errors_as_messages, make_parser
 
@@ -63,7 +63,7 @@ def write(name: str, out: Path, parser) -> None:
     base = scoped if '::' in scoped else str(path.resolve())
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
-        f"_base_ = __import__('convnext_dense').config({base!r})\n\n"
+        f'_base_ = {inheriting(base)}\n\n'
         '# Write below what differs, for instance: train_dataloader = dict(batch_size=4)\n',
         encoding='utf-8',
     )

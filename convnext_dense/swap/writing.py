@@ -6,6 +6,7 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
+from ..config_names import inheriting
 from ..errors import ConfigError
 from .config_files import read_config
 from .editing import Absent, at
@@ -52,7 +53,7 @@ def _base(source: Path, name: str, out: Path) -> str:
     Not ``LIBRARY::...`` itself: MMEngine follows some of these names in one family only.
     """
     if '::' in name:
-        return f"__import__('convnext_dense').config({name!r})"
+        return inheriting(name)
     return repr(os.path.relpath(source.resolve(), out.parent.resolve()))
 
 
