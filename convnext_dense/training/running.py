@@ -16,6 +16,7 @@ from mmengine.dist import is_distributed
 from ..config_names import read_config
 from ..data.locating import data_paths, move_data
 from ..errors import ConfigError
+from .config_keys import check_keys, check_options
 
 LOGGED = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
 
@@ -44,12 +45,15 @@ def load_config(
         options: dotted key -> value.
 
     Raises:
-        ConfigError: there is no such config, or files of one of the splits are missing.
+        ConfigError: there is no such config, it has keys that nothing would read, or files of one
+            of the splits are missing.
     """
     cfg = read_config(path)
     if data_root:
         move_data(cfg, data_root)
+    check_options(cfg, options or {})
     cfg.merge_from_dict(options or {})
+    check_keys(cfg)
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     missing = [file for split in splits for file in data_paths(cfg, split) if not file.exists()]
