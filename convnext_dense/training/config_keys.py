@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
 
-NEAR = 0.8  # least similarity (difflib's ratio) of a misspelling
+NEAR = 0.85  # least similarity (difflib's ratio) of a misspelling
 ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 
 
@@ -51,6 +51,17 @@ OF_RUNNERS = _parameters(Runner, FlexibleRunner) - {'cfg'}
 TOP_LEVEL = OF_RUNNERS | {
     *('custom_imports', 'find_unused_parameters', 'init_weights_for_test_or_val', 'log_level'),
     *('model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline', 'tta_test_cfg'),
+}
+# Read by one of the two runners, and what to write for it.
+OF_FLEXIBLE_RUNNER = {'strategy': "write runner_type = 'FlexibleRunner' beside it"}
+OF_PLAIN_RUNNER = {
+    key: f'FlexibleRunner does not read it; {advice}'
+    for key, advice in dict(
+        compile='take it out',
+        find_unused_parameters='write strategy.model_wrapper.find_unused_parameters',
+        model_wrapper_cfg='write strategy.model_wrapper',
+        sync_bn='write strategy.sync_bn',
+    ).items()
 }
 LOADER = _parameters(DataLoader) | {'disable_subprocess_warning', 'num_batch_per_epoch'}
 # Dicts that need no type.
@@ -130,6 +141,7 @@ def check_keys(cfg: Config) -> None:
       left alone, with all that is inside.
     - A top-level key that is a misspelling of one that the runner reads. Other keys there may be
       variables of the file.
+    - A top-level key that only the other of MMEngine's two runners reads.
 
     Raises:
         ConfigError: names each key in full, and what is near.
@@ -138,13 +150,21 @@ def check_keys(cfg: Config) -> None:
     for key in cfg:
         if key not in TOP_LEVEL and (advice := _near(key, OF_RUNNERS)):
             wrong[key] = advice
+    of_other = OF_PLAIN_RUNNER if is_flexible(cfg) else OF_FLEXIBLE_RUNNER
+    wrong.update((key, advice) for key, advice in of_other.items() if cfg.get(key))
     scope = cfg.get('default_scope') or 'mmengine'
     for key in sorted(TOP_LEVEL):
         value = cfg.get(key)
         if key in UNTYPED and isinstance(value, dict) and 'type' not in value:
-            wrong.update(_unread(value, key, Taken(frozenset(UNTYPED[key])), key))
+            others = key != 'auto_scale_lr'  # all that is not read there is ignored
+            wrong.update(_unread(value, key, Taken(frozenset(UNTYPED[key]), others), key))
         wrong.update(_walk(value, key, scope))
     _refuse(wrong)
+
+
+def is_flexible(cfg: Config) -> bool:
+    """Whether the config is for MMEngine's FlexibleRunner, which trains by a strategy."""
+    return getattr(cfg.get('runner_type'), '__name__', cfg.get('runner_type')) == 'FlexibleRunner'
 
 
 def _refuse(wrong: Mapping[str, str]) -> None:
@@ -169,10 +189,18 @@ def _walk(value: Any, path: str, scope: str, known: bool = True) -> Iterator[tup
             if not types or value['type'] in OPAQUE:
                 return
             taken = [_taken(kind) for kind in types]
-            names = frozenset().union(*(names for names, _ in taken))
+            names = frozenset[str]().union(*(names for names, _ in taken))
             others = not known or any(others for _, others in taken)
             title = getattr(value['type'], '__name__', value['type'])
-            yield from _unread(value, path, Taken(names, others), title)
+            read = {
+                key
+                for base, keys in READ_BEFORE.items()
+                for kind in types
+                if inspect.isclass(kind) and issubclass(kind, base)
+                for key in keys
+            }
+            rest = {key: inner for key, inner in value.items() if key not in read}
+            yield from _unread(rest, path, Taken(names, others), title)
             known = known and all(kind.__module__.split('.')[0] in KNOWN for kind in types)
         for key, inner in value.items():
             yield from _walk(inner, f'{path}.{key}', scope, known)
@@ -237,7 +265,7 @@ def _taken(kind: Any) -> Taken:
     """Of a class: by its constructor, and those above it as long as each hands on all others."""
     if not inspect.isclass(kind):
         return _signature(kind)
-    names = {key for base, keys in READ_BEFORE.items() if issubclass(kind, base) for key in keys}
+    names: set[str] = set()
     hands_on = True
     for base in kind.__mro__:
         if '__init__' not in vars(base) or base is object:

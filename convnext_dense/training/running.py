@@ -6,19 +6,29 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
+from mmengine.registry import RUNNERS
 
 from ..config_names import read_config
 from ..data.locating import data_paths, move_data
 from ..errors import ConfigError
-from .config_keys import check_keys, check_options
+from .config_keys import check_keys, check_options, is_flexible
+from .work_dir import check_checkpoint
 
 LOGGED = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
+
+# torch's FSDP moves the whole state to the CPU, and frees it where it was. If that is the CPU,
+# nothing is moved, and reading it ends the process.
+FULL_STATE_ON_CPU = dict(
+    state_dict_type='FULL_STATE_DICT',
+    state_dict_config=dict(type='FullStateDictConfig'),
+    optim_state_dict_config=dict(type='FullOptimStateDictConfig'),
+)
 
 
 class Progress(NamedTuple):
@@ -76,6 +86,7 @@ def fit_to_machine(cfg: Config) -> None:
     if get_device() not in ('cpu', 'mps'):
         return
     changes = []
+    strategy = cfg.get('strategy')
     if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
         cfg.optim_wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
@@ -85,12 +96,34 @@ def fit_to_machine(cfg: Config) -> None:
         if not is_distributed():  # MMEngine would select a GPU before it does this
             torch.distributed.init_process_group('gloo')
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-        wrapper.update(find_unused_parameters=cfg.get('find_unused_parameters', False))
-        cfg.setdefault('model_wrapper_cfg', wrapper)
+        if not is_flexible(cfg):
+            wrapper.update(find_unused_parameters=cfg.get('find_unused_parameters', False))
+            cfg.setdefault('model_wrapper_cfg', wrapper)
+        elif strategy and strategy.type == 'FSDPStrategy':
+            strategy.model_wrapper = {**(strategy.get('model_wrapper') or {}), 'device_id': 'cpu'}
+            if strategy.get('state_dict_cfg') == 'full':
+                strategy.state_dict_cfg = FULL_STATE_ON_CPU
+        elif not strategy or strategy.type == 'DDPStrategy':
+            strategy = cfg.setdefault('strategy', dict(type='DDPStrategy'))
+            strategy.model_wrapper = {**wrapper, **(strategy.get('model_wrapper') or {})}
         cfg.model = _with_plain_batch_norm(cfg.model)
         changes.append('processes communicate by gloo, SyncBN is BN')
     if changes and int(os.environ.get('RANK', 0)) == 0:
         print(f'No GPU here: {"; ".join(changes)}.')
+
+
+def build_runner(cfg: Config) -> Any:
+    """The runner of a config: MMEngine's, or another that ``runner_type`` names.
+
+    Raises:
+        WeightsError: the checkpoint that it begins with is not there, or not whole.
+    """
+    checkpoint = cfg.get('load_from')
+    if checkpoint and '://' not in str(checkpoint):
+        check_checkpoint(checkpoint)
+    if is_flexible(cfg):
+        cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # it cannot be without
+    return RUNNERS.build(cfg)
 
 
 def _with_plain_batch_norm(value):

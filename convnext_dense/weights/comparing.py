@@ -112,6 +112,7 @@ def check_names(
     state_dict: Mapping[str, Tensor],
     heads_may_differ: bool,
     may_differ: Sequence[str] = (),
+    expected: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
     """Compare names and shapes of a whole model with those of a checkpoint.
 
@@ -121,6 +122,7 @@ def check_names(
         heads_may_differ: layers outside the backbone may have another number of outputs (classes).
         may_differ: beginnings of names outside the backbone. Tensors below them may be missing,
             unknown, or of any shape.
+        expected: names and tensors of the model (default: those that it has).
 
     Returns:
         A warning for each part in ``may_differ``, and for each tensor that differs in its number of
@@ -132,7 +134,7 @@ def check_names(
             nor the checkpoint.
     """
     given = {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
-    expected = model.state_dict()
+    expected = model.state_dict() if expected is None else expected
     backbones = [
         name
         for name, module in model.named_modules()
