@@ -5,16 +5,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 import torch
+from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 
+from conftest import needs, two_processes
 from convnext_dense import ConfigError, WeightsError
 from convnext_dense.training.work_dir import latest_checkpoint
 from convnext_dense.weights import convert
@@ -54,7 +57,9 @@ def make_runner(work_dir, lr=0.1, iterations=6, inputs=1.0, **options):
     checkpoint = dict(type='convnext_dense.CheckpointHook', by_epoch=False, interval=1)
     hooks = dict(checkpoint=checkpoint | dict(max_keep_ckpts=1))
     hooks.update(finite=dict(type='convnext_dense.FiniteHook', **options.pop('finite', {})))
-    samples = [dict(inputs=torch.full((4,), inputs))] * (2 * iterations)
+    samples = [dict(inputs=torch.full((4,), inputs))] * (2 * iterations * get_world_size())
+    for index in options.pop('spoilt', ()):
+        samples[index] = dict(inputs=torch.full((4,), float('nan')))
     return Runner(
         TinyModel(),
         str(work_dir),
@@ -150,6 +155,55 @@ def test_with_loss_scaling_it_stops_after_several_in_a_row(tmp_path):
         with pytest.raises(FloatingPointError, match=message) as error:
             runner.train()
         assert 'the images are not finite' in str(error.value)
+
+
+def diverge_on_one_rank(rank):
+    """Samples 8 ... 11 are of the third iteration, the odd ones of process 1."""
+    os.environ['LOCAL_RANK'] = str(rank)
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+    runner = make_runner(
+        tempfile.mkdtemp(),
+        spoilt=[9],
+        launcher='pytorch',
+        cfg=dict(model_wrapper_cfg=wrapper),
+        default_scope='mmengine',
+    )
+    message = ('another process is not finite', 'the images are not finite')[rank]
+    with pytest.raises(FloatingPointError, match=f'iteration 3: (.|\\n)*{message}'):
+        runner.train()
+    assert all(value.isfinite().all() for value in runner.model.parameters())
+
+
+def test_a_loss_that_diverges_on_one_rank_stops_all_at_the_same_iteration(tmp_path):
+    two_processes(diverge_on_one_rank, tmp_path)
+
+
+class ScalerOnTheCPU(OptimWrapper):
+    """``AmpOptimWrapper`` but for its device: torch's scaler, which MMEngine refuses on CPUs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**16, growth_interval=2)
+
+    def update_params(self, loss):
+        self.loss_scaler.scale(loss).backward()
+        self.loss_scaler.step(self.optimizer)
+        self.loss_scaler.update()
+        self.zero_grad()
+
+
+@needs('loss scaling on the CPU')
+def test_steps_that_a_real_loss_scaler_skips_are_let_pass(tmp_path):
+    """Two batches in a row, and a later one; each halves the scale and changes no weight."""
+    OPTIM_WRAPPERS.register_module(module=ScalerOnTheCPU, force=True)
+    options = dict(wrapper='ScalerOnTheCPU', spoilt=[2, 5, 8])
+    runner = make_runner(tmp_path, **options, finite=dict(patience=3))
+    runner.train()
+    assert runner.iter == 6 and runner.optim_wrapper.loss_scaler.get_scale() < 2.0**16
+    assert all(value.isfinite().all() for value in runner.model.parameters())
+    runner = make_runner(tmp_path / 'impatient', **options, finite=dict(patience=2))
+    with pytest.raises(FloatingPointError, match='iteration 3'):
+        runner.train()
 
 
 def test_values_that_are_not_finite_are_neither_saved_nor_read(tmp_path):

@@ -117,7 +117,15 @@ def build_runner(cfg: Config) -> Any:
 
     Raises:
         WeightsError: the checkpoint that it begins with is not there, or not whole.
+        ConfigError: gradients are clipped under FSDP.
     """
+    strategy, clip_grad = cfg.get('strategy') or {}, cfg.get('optim_wrapper', {}).get('clip_grad')
+    if strategy.get('type') == 'FSDPStrategy' and clip_grad:
+        raise ConfigError(
+            'optim_wrapper.clip_grad: MMEngine clips the shards of each process by their own norm, '
+            'so that processes would scale the parts of one gradient differently. Under FSDP set '
+            'optim_wrapper.clip_grad=None'
+        )
     checkpoint = cfg.get('load_from')
     if checkpoint and '://' not in str(checkpoint):
         check_checkpoint(checkpoint)
