@@ -1,5 +1,6 @@
 """What a training leaves where it is killed, diverges, or meets another in its folder."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -13,13 +14,13 @@ import torch
 from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS
-from mmengine.runner import Runner
+from mmengine._strategy import SingleDeviceStrategy
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, RUNNERS, STRATEGIES
 from torch import nn
 
 from conftest import needs, two_processes
 from convnext_dense import ConfigError, WeightsError
-from convnext_dense.training.work_dir import latest_checkpoint
+from convnext_dense.training.work_dir import latest_checkpoint, put_in_place
 from convnext_dense.weights import convert
 
 PROGRAM = """
@@ -29,6 +30,7 @@ from test_faults import make_runner
 {before}
 make_runner({work_dir!r}, {options}).train()
 """
+COUNT = itertools.count()
 
 
 @MODELS.register_module(force=True)
@@ -53,6 +55,21 @@ class ScalingOptimWrapper(OptimWrapper):
             super().update_params(loss)
 
 
+@STRATEGIES.register_module(force=True)
+class FolderStrategy(SingleDeviceStrategy):
+    """Checkpoints are folders, with the names of DeepSpeed's files."""
+
+    MODEL, REST = 'mp_rank_00_model_states.pt', 'zero_pp_rank_0_mp_rank_00_optim_states.pt'
+
+    def save_checkpoint(self, filename, **kwargs):
+        os.makedirs(filename)
+        super().save_checkpoint(os.path.join(filename, self.MODEL), **kwargs)
+        torch.save({}, os.path.join(filename, self.REST))
+
+    def load_checkpoint(self, filename, **kwargs):
+        return super().load_checkpoint(os.path.join(filename, self.MODEL), **kwargs)
+
+
 def make_runner(work_dir, lr=0.1, iterations=6, inputs=1.0, **options):
     checkpoint = dict(type='convnext_dense.CheckpointHook', by_epoch=False, interval=1)
     hooks = dict(checkpoint=checkpoint | dict(max_keep_ckpts=1))
@@ -60,9 +77,9 @@ def make_runner(work_dir, lr=0.1, iterations=6, inputs=1.0, **options):
     samples = [dict(inputs=torch.full((4,), inputs))] * (2 * iterations * get_world_size())
     for index in options.pop('spoilt', ()):
         samples[index] = dict(inputs=torch.full((4,), float('nan')))
-    return Runner(
+    return RUNNERS.get(options.pop('runner', 'Runner'))(
         TinyModel(),
-        str(work_dir),
+        work_dir=str(work_dir),
         train_dataloader=dict(
             dataset=samples,
             batch_size=2,
@@ -75,6 +92,7 @@ def make_runner(work_dir, lr=0.1, iterations=6, inputs=1.0, **options):
         ),
         default_hooks=hooks,
         log_level='ERROR',
+        experiment_name=str(next(COUNT)),  # MMEngine's logs of runs within a second are the same
         **options,
     )
 
@@ -107,6 +125,48 @@ os.replace = killed
     runner = make_runner(work, resume=True, load_from=str(work / 'iter_2.pth'))
     runner.train()
     assert runner.iter == 6 and [path.name for path in work.glob('*.pth')] == ['iter_6.pth']
+
+
+FOLDERS = dict(runner='FlexibleRunner', strategy=dict(type='FolderStrategy'))
+
+
+def test_a_folder_is_a_checkpoint_when_all_of_it_is_written(tmp_path, monkeypatch):
+    """The training ends while the third is written, and later while one is written anew."""
+    replace = os.replace
+
+    def stop_at(name):
+        def stopping(source, target):
+            if str(target).endswith(name):
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        monkeypatch.setattr(os, 'replace', stopping)
+
+    stop_at('iter_3.pth')
+    with pytest.raises(KeyboardInterrupt):
+        make_runner(tmp_path, **FOLDERS).train()
+    names = {path.name for path in tmp_path.glob('iter*')}
+    assert names == {'iter_2.pth', 'iter_3.pth.unfinished'}
+    assert latest_checkpoint(tmp_path) == tmp_path / 'iter_2.pth'
+
+    monkeypatch.setattr(os, 'replace', replace)
+    runner = make_runner(tmp_path, **FOLDERS, resume=True, load_from=str(tmp_path / 'iter_2.pth'))
+    runner.train()
+    assert runner.iter == 6 and [path.name for path in tmp_path.glob('iter*')] == ['iter_6.pth']
+
+    again = shutil.copytree(tmp_path / 'iter_6.pth', tmp_path / 'iter_6.pth.unfinished')
+    stop_at('iter_6.pth')
+    with pytest.raises(KeyboardInterrupt):
+        put_in_place(tmp_path / 'iter_6.pth')
+    assert latest_checkpoint(tmp_path) == tmp_path / 'iter_6.pth.replaced'
+    monkeypatch.setattr(os, 'replace', replace)
+    put_in_place(tmp_path / 'iter_6.pth')
+    assert not again.exists() and not (tmp_path / 'iter_6.pth.replaced').exists()
+
+    rest = tmp_path / 'iter_6.pth' / FolderStrategy.REST
+    rest.write_bytes(rest.read_bytes()[:-10])
+    with pytest.raises(WeightsError, match='no checkpoint in .* can be read'):
+        latest_checkpoint(tmp_path)
 
 
 def test_a_disk_that_is_full_leaves_the_older_checkpoint(tmp_path, monkeypatch):

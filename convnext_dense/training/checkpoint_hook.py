@@ -143,7 +143,11 @@ class CheckpointHook(MMEngineCheckpointHook):
             del runner.save_checkpoint
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        check_finite(checkpoint['state_dict'], 'the model, which is not saved')
+        tensors = checkpoint['state_dict']
+        check_finite(tensors, 'the model, which is not saved')
+        for name, tensor in tensors.items():
+            if type(tensor) is torch.Tensor and vars(tensor):  # notes of FSDP
+                tensors[name] = tensor.detach()
         if self._states is not None:
             seed = getattr(_sampler(runner), 'seed', None)
             checkpoint[STATES] = dict(ranks=self._states, sampler_seed=seed)

@@ -104,8 +104,8 @@ def fit_to_machine(cfg: Config) -> None:
             if strategy.get('state_dict_cfg') == 'full':
                 strategy.state_dict_cfg = FULL_STATE_ON_CPU
         elif not strategy or strategy.type == 'DDPStrategy':
-            strategy = cfg.setdefault('strategy', dict(type='DDPStrategy'))
-            strategy.model_wrapper = {**wrapper, **(strategy.get('model_wrapper') or {})}
+            cfg.strategy = cfg.get('strategy') or dict(type='DDPStrategy')
+            cfg.strategy.model_wrapper = {**wrapper, **(cfg.strategy.get('model_wrapper') or {})}
         cfg.model = _with_plain_batch_norm(cfg.model)
         changes.append('processes communicate by gloo, SyncBN is BN')
     if changes and int(os.environ.get('RANK', 0)) == 0:

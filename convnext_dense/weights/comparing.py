@@ -72,7 +72,10 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     names = [
         name
         for name, tensor in tensors.items()
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all()
+        # not FSDP's ShardedTensor, whose shards are here as tensors too
+        if type(tensor) in (Tensor, nn.Parameter)
+        and tensor.is_floating_point()
+        and not tensor.isfinite().all()
     ]
     if names:
         raise WeightsError(
