@@ -19,4 +19,5 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child(
 )
 FUNCTIONS = _child('function', root.FUNCTIONS, 'sharding')
 HOOKS = _child('hook', root.HOOKS, 'hooks')
+STRATEGIES = _child('strategy', root.STRATEGIES, 'sharding')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'transforms')

@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
+from mmengine._strategy import SingleDeviceStrategy
 from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine._strategy import SingleDeviceStrategy
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, RUNNERS, STRATEGIES
 from torch import nn
 

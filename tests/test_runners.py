@@ -1,8 +1,5 @@
 """MMEngine's FlexibleRunner and its strategies, by our train and test commands."""
 
-import os
-
-import pytest
 import torch
 
 from conftest import DEMO, demo_options, run

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
 
-NEAR = 0.85  # least similarity (difflib's ratio) of a misspelling
+NEAR = 0.82  # least similarity (difflib's ratio) of a misspelling
 ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 
 

@@ -22,14 +22,6 @@ from .work_dir import check_checkpoint
 
 LOGGED = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
 
-# torch's FSDP moves the whole state to the CPU, and frees it where it was. If that is the CPU,
-# nothing is moved, and reading it ends the process.
-FULL_STATE_ON_CPU = dict(
-    state_dict_type='FULL_STATE_DICT',
-    state_dict_config=dict(type='FullStateDictConfig'),
-    optim_state_dict_config=dict(type='FullOptimStateDictConfig'),
-)
-
 
 class Progress(NamedTuple):
     mode: str  # train, val or test
@@ -86,7 +78,6 @@ def fit_to_machine(cfg: Config) -> None:
     if get_device() not in ('cpu', 'mps'):
         return
     changes = []
-    strategy = cfg.get('strategy')
     if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
         cfg.optim_wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
@@ -99,11 +90,7 @@ def fit_to_machine(cfg: Config) -> None:
         if not is_flexible(cfg):
             wrapper.update(find_unused_parameters=cfg.get('find_unused_parameters', False))
             cfg.setdefault('model_wrapper_cfg', wrapper)
-        elif strategy and strategy.type == 'FSDPStrategy':
-            strategy.model_wrapper = {**(strategy.get('model_wrapper') or {}), 'device_id': 'cpu'}
-            if strategy.get('state_dict_cfg') == 'full':
-                strategy.state_dict_cfg = FULL_STATE_ON_CPU
-        elif not strategy or strategy.type == 'DDPStrategy':
+        elif (cfg.get('strategy') or {}).get('type', 'DDPStrategy') == 'DDPStrategy':
             cfg.strategy = cfg.get('strategy') or dict(type='DDPStrategy')
             cfg.strategy.model_wrapper = {**wrapper, **(cfg.strategy.get('model_wrapper') or {})}
         cfg.model = _with_plain_batch_norm(cfg.model)
@@ -120,7 +107,7 @@ def build_runner(cfg: Config) -> Any:
         ConfigError: gradients are clipped under FSDP.
     """
     strategy, clip_grad = cfg.get('strategy') or {}, cfg.get('optim_wrapper', {}).get('clip_grad')
-    if strategy.get('type') == 'FSDPStrategy' and clip_grad:
+    if 'FSDP' in str(strategy.get('type')) and clip_grad:
         raise ConfigError(
             'optim_wrapper.clip_grad: MMEngine clips the shards of each process by their own norm, '
             'so that processes would scale the parts of one gradient differently. Under FSDP set '
