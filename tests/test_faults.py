@@ -1,5 +1,6 @@
 """What a training leaves where it is killed, diverges, or meets another in its folder."""
 
+import copy
 import itertools
 import os
 import shutil
@@ -8,18 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine._strategy import SingleDeviceStrategy
+from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS, RUNNERS, STRATEGIES
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, RUNNERS, STRATEGIES, init_default_scope
 from torch import nn
 
-from conftest import needs, two_processes
+from conftest import DEMO, ROOT, needs, two_processes
 from convnext_dense import ConfigError, WeightsError
+from convnext_dense.data.locating import move_data
+from convnext_dense.training.finite_hook import image_paths
 from convnext_dense.training.work_dir import latest_checkpoint, put_in_place
 from convnext_dense.weights import convert
 
@@ -88,7 +93,8 @@ def make_runner(work_dir, lr=0.1, iterations=6, inputs=1.0, **options):
         ),
         train_cfg=dict(by_epoch=False, max_iters=iterations),
         optim_wrapper=dict(
-            type=options.pop('wrapper', 'OptimWrapper'), optimizer=dict(type='SGD', lr=lr)
+            type=options.pop('wrapper', 'OptimWrapper'),
+            optimizer=dict(lr=lr, **options.pop('optimizer', dict(type='SGD'))),
         ),
         default_hooks=hooks,
         log_level='ERROR',
@@ -300,3 +306,35 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path):
     with pytest.raises(WeightsError, match='no checkpoint in .* can be read'):
         latest_checkpoint(tmp_path)
     assert latest_checkpoint(tmp_path / 'empty') is None
+
+
+def test_optimiser_states_of_torch_2_1_go_on_the_same(tmp_path):
+    """As a checkpoint of the upstream family has them: without the keys that torch added since."""
+    added = 'decoupled_weight_decay'
+    options = dict(lr=0.01, optimizer=dict(type='AdamW', weight_decay=0.5))
+    whole = make_runner(tmp_path / 'whole', **options)
+    weights = copy.deepcopy(whole.model.state_dict())
+    whole.train()
+    first = make_runner(tmp_path, **options, iterations=2)
+    first.model.load_state_dict(weights)
+    first.train()
+    path = tmp_path / 'iter_2.pth'
+    checkpoint = torch.load(path, weights_only=False)
+    for group in checkpoint['optimizer']['param_groups']:
+        group.pop(added, None)
+    torch.save(checkpoint, path)
+    second = make_runner(tmp_path, **options, resume=True, load_from=str(path))
+    second.train()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+def test_images_of_a_real_batch_are_named(scenes):
+    for task in DEMO:
+        cfg = Config.fromfile(ROOT / DEMO[task])
+        init_default_scope(cfg.default_scope)
+        move_data(cfg, scenes / task)
+        cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=2)
+        batch = next(iter(RUNNERS.get('Runner').build_dataloader(cfg.train_dataloader)))
+        paths = image_paths(batch)
+        assert len(paths) == 2 and all(Path(path).is_file() for path in paths)

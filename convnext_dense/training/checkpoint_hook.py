@@ -14,6 +14,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
+from torch import nn
 
 from ..layer_decay import FSDP, WRAPPER, unsharded_shapes
 from ..registry import HOOKS
@@ -183,20 +184,21 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._restore = False
 
 
-def sharded_tensors(model, checkpoint: Mapping) -> dict[str, torch.Tensor] | None:
+def sharded_tensors(model: Any, checkpoint: Mapping) -> dict[str, torch.Tensor] | None:
     """The tensors of a model under FSDP, whole as they were before, without values.
 
     None where there is no FSDP. Of a checkpoint that holds shards, those are taken as they are: it
     is of each process, and has only its names in common with the model.
     """
+    root: nn.Module = model  # which mypy would take for an object from here on
     if not isinstance(model, FSDP):
         return None
-    shapes, named = unsharded_shapes(model), dict(model.named_parameters())
+    shapes = unsharded_shapes(root)
     expected = {
         WRAPPER.sub('', name): torch.empty(shapes[parameter], device='meta')
-        for name, parameter in named.items()
+        for name, parameter in root.named_parameters()
     }
-    for prefix, module in model.named_modules():
+    for prefix, module in root.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 expected[WRAPPER.sub('', f'{prefix}.{name}')] = buffer

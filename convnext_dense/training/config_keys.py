@@ -191,7 +191,7 @@ def _walk(value: Any, path: str, scope: str, known: bool = True) -> Iterator[tup
             taken = [_taken(kind) for kind in types]
             names = frozenset[str]().union(*(names for names, _ in taken))
             others = not known or any(others for _, others in taken)
-            title = getattr(value['type'], '__name__', value['type'])
+            title = str(getattr(value['type'], '__name__', value['type']))
             read = {
                 key
                 for base, keys in READ_BEFORE.items()
@@ -270,11 +270,12 @@ def _taken(kind: Any) -> Taken:
     for base in kind.__mro__:
         if '__init__' not in vars(base) or base is object:
             continue
-        taken = _signature(base.__init__)
+        init = vars(base)['__init__']
+        taken = _signature(init)
         names |= taken.names
         if not taken.others:
             return Taken(frozenset(names), not hands_on)
-        hands_on = hands_on and _only_hands_on(base.__init__)
+        hands_on = hands_on and _only_hands_on(init)
     return Taken(frozenset(names))
 
 

@@ -93,7 +93,8 @@ def first_not_finite(model: Any, batch) -> str:
         with torch.no_grad():
             data = model.data_preprocessor(batch, True)
             # FSDP's units have their weights within the forward of the outermost alone
-            (whole if isinstance(whole, FSDP) else model)._run_forward(data, mode='loss')
+            runs: Any = whole if isinstance(whole, FSDP) else model
+            runs._run_forward(data, mode='loss')
     finally:
         for handle in handles:
             handle.remove()
