@@ -11,6 +11,7 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -45,6 +46,11 @@ test_dataloader = val_dataloader
 )
 
 
+@cache
+def base_of(task: str) -> str:
+    return config(RECIPES[task])
+
+
 class Expected(NamedTuple):
     names: tuple[str, ...]  # any of them has to be in what is printed
     count: int = 1  # of the things that are broken
@@ -63,8 +69,8 @@ class Case:
         for split in SPLITS:
             (self._write_coco if task == 'coco' else self._write_ade)(split)
         data = f'{folder}/'
-        base = config(RECIPES[task])
-        self.config.write_text(TEXT[task].format(base=base, data=data), encoding='utf-8')
+        text = TEXT[task].format(base=base_of(task), data=data)
+        self.config.write_text(text, encoding='utf-8')
 
     def image(self) -> Path:
         folder = 'images' if self.task == 'ade' else '.'

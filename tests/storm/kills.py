@@ -125,19 +125,20 @@ class Outcome(NamedTuple):
 
 
 def draw(processes: int, rng: random.Random) -> list[Kill]:
-    """The plan for a training, in order of time."""
-    kills = list(PLANS[processes])
-    rng.shuffle(kills)
-    iterations = sorted(rng.sample(range(2, ITERATIONS - 1), len(kills)))
-    plan = []
-    for kill, iteration in zip(kills, iterations):
-        at: float = iteration
-        if kill.moment == 'starting':
-            at = round(rng.uniform(0.5, 6), 1)
-        elif kill.moment == 'saving':  # the next checkpoint
-            at = -(-iteration // INTERVAL) * INTERVAL
-        plan.append(kill._replace(at=at, rank=rng.randrange(processes)))
-    return plan
+    """The plan for a training: each kill comes after the one before it."""
+    while True:
+        kills, plan = list(PLANS[processes]), []
+        rng.shuffle(kills)
+        for kill, iteration in zip(kills, sorted(rng.sample(range(2, ITERATIONS), len(kills)))):
+            at: float = iteration
+            if kill.moment == 'starting':
+                at = round(rng.uniform(0.5, 6), 1)
+            elif kill.moment == 'saving':  # the next checkpoint
+                at = -(-iteration // INTERVAL) * INTERVAL
+            plan.append(kill._replace(at=at, rank=rng.randrange(processes)))
+        iterations = [kill.at for kill in plan if kill.moment != 'starting']
+        if all(a < b for a, b in zip(iterations, iterations[1:])):
+            return plan
 
 
 def storm(folder: Path, seed: int) -> list[Outcome]:
