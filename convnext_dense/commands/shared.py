@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from mmengine.config import DictAction
 
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, DataError, WeightsError
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -27,17 +27,22 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of train and test."""
-    work_dir = 'folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)'
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of commands that read the data of a config."""
     data_root = 'folder of the data, in place of the one that the config names'
     options = 'override the config, for instance train_dataloader.batch_size=4'
     parser.add_argument('config', help='path of a config, or name of a recipe')
-    parser.add_argument('--work-dir', help=work_dir)
     parser.add_argument('--data-root', help=data_root)
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=options
     )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of train and test."""
+    add_data_arguments(parser)
+    work_dir = 'folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)'
+    parser.add_argument('--work-dir', help=work_dir)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
 
 
@@ -46,5 +51,5 @@ def errors_as_messages() -> Iterator[None]:
     """Errors that this package raises on purpose end the command with their message alone."""
     try:
         yield
-    except (ConfigError, WeightsError) as error:
+    except (ConfigError, DataError, WeightsError) as error:
         sys.exit(f'\n{type(error).__name__}: {error}')

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.runner import Runner
 
 from ..evaluation.test_time_augmentation import with_test_time_augmentation
-from ..training.running import fit_to_machine, load_config
+from ..training.running import annotations_explained, check_data, fit_to_machine, load_config
 from .shared import add_run_arguments, errors_as_messages, make_parser
 
 
@@ -38,4 +38,6 @@ def main(argv: list[str] | None = None) -> None:
             if not cfg.get('default_hooks', {}).get('visualization'):
                 parser.error('--show-dir: this config has no default_hooks.visualization')
             cfg.default_hooks.visualization.update(draw=True, interval=1)
-        Runner.from_cfg(with_test_time_augmentation(cfg) if args.tta else cfg).test()
+        check_data(cfg)
+        with annotations_explained(cfg):
+            Runner.from_cfg(with_test_time_augmentation(cfg) if args.tta else cfg).test()

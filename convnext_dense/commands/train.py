@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.runner import Runner
 
-from ..training.running import fit_to_machine, load_config
+from ..training.running import annotations_explained, check_data, fit_to_machine, load_config
 from ..training.work_dir import latest_checkpoint
 from ..weights.pretrained import without_pretrained
 from .shared import add_run_arguments, errors_as_messages, make_parser
@@ -44,4 +44,6 @@ def main(argv: list[str] | None = None) -> None:
             else:  # which has all weights but those of a distillation's teacher
                 cfg.load_from, cfg.resume = str(checkpoint), True
                 cfg.model = without_pretrained(cfg.model, keep_teacher=True)
-        Runner.from_cfg(cfg).train()
+        check_data(cfg)
+        with annotations_explained(cfg):
+            Runner.from_cfg(cfg).train()

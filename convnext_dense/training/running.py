@@ -1,9 +1,11 @@
 """What the train and test commands run: the config, made ready; and how other code starts them."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,9 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 
 from ..config_names import read_config
+from ..data.checking import annotation_problems
 from ..data.locating import data_paths, move_data
+from ..data.problems import refuse
 from ..errors import ConfigError
 
 LOGGED = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
@@ -61,6 +65,29 @@ def load_config(
             'or name their folder: --data-root FOLDER'
         )
     return cfg
+
+
+def check_data(cfg: Config) -> None:
+    """Put DataCheckHook into a config that does not have it, nor has it turned off."""
+    hooks = cfg.setdefault('default_hooks', {})
+    if 'DataCheckHook' not in repr(cfg.get('custom_hooks')):
+        hooks.setdefault('data_check', dict(type='convnext_dense.DataCheckHook'))
+
+
+@contextlib.contextmanager
+def annotations_explained(cfg: Config) -> Iterator[None]:
+    """Where a data set cannot be loaded, DataError names the entries of its annotation file."""
+    try:
+        yield
+    except Exception as error:
+        chain: BaseException | None = error
+        frames: list[str] = []
+        while chain:
+            frames += [frame.name for frame in traceback.extract_tb(chain.__traceback__)]
+            chain = chain.__cause__ or chain.__context__
+        if 'load_data_list' in frames:
+            refuse(annotation_problems(cfg))
+        raise
 
 
 def fit_to_machine(cfg: Config) -> None:
