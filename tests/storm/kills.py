@@ -28,7 +28,7 @@ from convnext_dense.training.work_dir import latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS, INTERVAL = 60, 5  # of a training; between two checkpoints
-LIMIT = 300  # seconds, for a run to end or to reach the moment of its kill
+LIMIT = 900  # seconds, for a run to end or to reach the moment of its kill
 SHARED = 'state_dict', 'optimizer', 'param_schedulers', 'random_states'  # compared bit for bit
 LOGGED = re.compile(rf'Iter\(train\) +\[ *(\d+)/{ITERATIONS}\]')
 RESUMED = re.compile(r'resumed epoch: \d+, iter: (\d+)')
