@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import Runner
 from PIL import Image
 
 from conftest import DEMO, demo_options
 from convnext_dense import DataError
 from convnext_dense.data import coco
 from convnext_dense.data.problems import COUNTED, REFUSED
+from convnext_dense.training.running import load_config
 
 ANNOTATIONS = 'coco/annotations/instances_train2017.json'
 IMAGE, ADE_IMAGE = 'coco/train2017/000000000003.jpg', 'ade/images/training/000000000003.jpg'
@@ -278,3 +280,18 @@ def test_sound_data_are_silent(scenes, tmp_path, capsys):
         assert '->' not in printed and 'train' in printed
         lines = Path(tmp_path, task, 'problems.csv').read_text().splitlines()
         assert len(lines) == 1
+
+
+def test_a_label_out_of_range_is_refused_by_workers_and_in_testing(data, tmp_path, exits):
+    _, break_it, _, text = BROKEN['label out of range']
+    break_it(data)
+    options = demo_options('ade', data, **{'train_dataloader.num_workers': 1})
+    printed = exits('train', DEMO['ade'], '--work-dir', tmp_path, *options)
+    assert text in printed.rpartition('\nDataError: ')[2]
+    cfg = load_config(DEMO['ade'], ['test'], str(tmp_path / 'test'), str(data / 'ade'))
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    dataset = dict(cfg.train_dataloader.dataset, pipeline=pipeline)
+    cfg.test_dataloader.update(dataset=dataset, num_workers=0, persistent_workers=False)
+    cfg.visualizer.name = 'labels-in-testing'
+    with pytest.raises(DataError, match=text):
+        Runner.from_cfg(cfg).test()

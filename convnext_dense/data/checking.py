@@ -30,7 +30,7 @@ SMALL = 2**25  # bytes of an annotation file that is read whole in little time
 UNKNOWN = 255
 COCO, LABEL_MAPS = 'COCO', 'label maps'
 # Parts of a model whose number of classes is not that of the data.
-OTHER_CLASSES = 'backbone', 'neck', 'rpn', 'semantic_head', 'reid', 'track', 'language', 'text'
+OTHER_CLASSES = 'backbone', 'neck', 'rpn', 'semantic_head'
 
 
 class Report(NamedTuple):
@@ -107,10 +107,10 @@ def quick_problems(
                 problems += look(leaf)
             else:
                 notes.append(f'the {split} data ({source}) are not checked: {kind}')
-            if model is not None:
-                problems += head_problems(model, split, leaf)
             if kind == COCO:
                 problems += evaluator_problems(cfg, split, leaf)
+            if model is not None:
+                problems += head_problems(model, split, leaf)
     problems += _differences(splits)
     return list(dict.fromkeys(problems)), notes
 
@@ -164,15 +164,19 @@ def evaluator_problems(cfg: Config, split: str, leaf) -> Iterator[Problem]:
 def head_problems(model: nn.Module, split: str, leaf) -> Iterator[Problem]:
     """Heads that predict another number of classes than a data set has.
 
-    Left out are parts whose classes are not the data's (``OTHER_CLASSES``), and models that are
-    given the classes as text.
+    Left out are parts whose classes are not the data's (``OTHER_CLASSES``, and region proposal
+    heads by any name), panoptic data, whose heads share the classes out, and models that are given
+    the classes as text.
     """
-    classes = classes_of(leaf)
-    if not classes or getattr(leaf, 'return_classes', False):
+    classes, kind = classes_of(leaf), kind_of(leaf)
+    is_checked = kind == LABEL_MAPS or kind == COCO and _is_plain_coco(leaf)
+    if not classes or not is_checked or getattr(leaf, 'return_classes', False):
         return
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
-        if not isinstance(count, int) or any(part in name for part in OTHER_CLASSES):
+        bases = {base.__name__ for base in type(module).__mro__}
+        is_other = 'RPNHead' in bases or any(part in name for part in OTHER_CLASSES)
+        if is_other or not isinstance(count, int):
             continue
         if count != len(classes):
             detail = f'it predicts {count} classes, the {split} data have {_few(classes)}'
