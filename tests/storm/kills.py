@@ -5,6 +5,8 @@ what is done to whom, and when, is drawn from a seed. Both have to end with the 
 optimiser's state, the schedules and the random states of the undisturbed trainings, bit for bit.
 """
 
+import contextlib
+import errno
 import os
 import random
 import re
@@ -29,6 +31,7 @@ from convnext_dense.training.work_dir import latest_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS, INTERVAL = 60, 5  # of a training; between two checkpoints
 LIMIT = 900  # seconds, for a run to end or to reach the moment of its kill
+UNFINISHED = '.unfinished'  # ending of a checkpoint's name while it is written
 SHARED = 'state_dict', 'optimizer', 'param_schedulers', 'random_states'  # compared bit for bit
 LOGGED = re.compile(rf'Iter\(train\) +\[ *(\d+)/{ITERATIONS}\]')
 RESUMED = re.compile(r'resumed epoch: \d+, iter: (\d+)')
@@ -76,14 +79,15 @@ class Kill(NamedTuple):
     that is being computed), ``saving`` (``at``: the iteration whose checkpoint is being written).
     """
 
-    how: str  # a signal's name, 'no space left' or 'file too large'
+    how: str  # a signal's name, or FULL
     whom: str = 'all'  # of two processes: 'all' with their launcher, or 'one'
     moment: str = 'training'
     at: float = 0
     rank: int = 0  # of the one
 
 
-FULL, LARGE = 'no space left', 'file too large'
+FULL = 'disk full'  # the kernel takes no more than ROOM of a file, and says EFBIG
+ROOM = 1_000_000  # bytes: more than a log, less than a checkpoint
 # Processes -> what is done to their training, in an order that is drawn.
 PLANS = {
     1: [
@@ -96,7 +100,7 @@ PLANS = {
         Kill('SIGTERM', moment='saving'),
         Kill('SIGINT', moment='saving'),
         Kill(FULL, moment='saving'),
-        Kill(LARGE, moment='saving'),
+        Kill(FULL, moment='saving'),
     ],
     2: [
         Kill('SIGKILL', 'one'),
@@ -192,14 +196,7 @@ class Training:
         """Each kill of the plan, and a last run to the end."""
         runs = []
         for kill in progress(plan, f'killing a training of {self.processes}'):
-            unfinished = self._checkpoint(kill.at, '.unfinished')
-            if kill.how == FULL:  # this device has no space, for whoever writes
-                unfinished.parent.mkdir(exist_ok=True)
-                unfinished.unlink(missing_ok=True)
-                unfinished.symlink_to('/dev/full')
             runs.append(self.run(kill))
-            if unfinished.is_symlink():
-                unfinished.unlink()
         runs.append(self.run())
         wrong = [run.wrong(after) for run, after in zip(runs, runs[1:])]
         wrong[-1] += self._compare(whole)
@@ -216,9 +213,6 @@ class Training:
             )
             for run, after, texts in zip(runs, runs[1:], wrong)
         ]
-
-    def _checkpoint(self, iteration: float, end: str = '') -> Path:
-        return self.folder / f'iter_{iteration:.0f}.pth{end}'
 
     def _compare(self, whole: 'Training') -> list[str]:
         files = [sorted(path.name for path in t.folder.glob('*.pth*')) for t in (whole, self)]
@@ -277,7 +271,8 @@ class Run:
         """Whatever happened."""
         if self.process.poll() is None:
             for pid in (self.process.pid, *ranks(self.process.pid)):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.process.wait()
 
     def wrong(self, after: 'Run') -> list[str]:
@@ -293,7 +288,7 @@ class Run:
         # The checkpoint of the iteration that is logged last may not have been written yet.
         if newest < (self.reached - 1) // INTERVAL * INTERVAL:
             texts.append(f'iteration {self.reached} was reached, and a checkpoint was lost')
-        if self.kill.how in (FULL, LARGE) and 'Errno' not in self.log:
+        if self.kill.how == FULL and f'[Errno {errno.EFBIG}]' not in self.log:
             texts.append('the disk was not full')
         return texts
 
@@ -312,22 +307,20 @@ class Run:
     def _is_time(self, kill: Kill) -> bool:
         if kill.moment == 'starting':
             return time.monotonic() > self.started + kill.at
-        if kill.moment == 'training' or kill.how in (FULL, LARGE):
+        if kill.moment == 'training' or kill.how == FULL:
             return self.reached >= kill.at - 1
-        return self.training._checkpoint(kill.at, '.unfinished').exists()
+        return Path(self.training.folder, f'iter_{kill.at:.0f}.pth{UNFINISHED}').exists()
 
     def _strike(self, kill: Kill) -> None:
         children = ranks(self.process.pid)
         self.struck = time.monotonic()
-        if kill.how == FULL:
-            return  # as it was prepared
-        pids = [self.process.pid, *children]
-        if kill.how == LARGE:
-            for pid in pids:
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-            return
-        for pid in pids if kill.whom == 'all' else [children[kill.rank]]:
-            os.kill(pid, signal.Signals[kill.how])
+        everyone = [self.process.pid, *children]
+        for pid in everyone if kill.whom == 'all' else [children[kill.rank]]:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                if kill.how == FULL:
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (ROOM, ROOM))
+                else:
+                    os.kill(pid, signal.Signals[kill.how])
 
 
 def ranks(launcher: int) -> list[int]:
