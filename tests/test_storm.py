@@ -5,8 +5,6 @@ from collections import Counter
 
 import pytest
 import torch
-
-from conftest import ROOT
 from storm import inputs, kills
 
 

@@ -18,6 +18,7 @@ import torch
 from mmengine.logging import MessageHub
 from mmengine.model import PretrainedInit
 from PIL import Image
+from storm.kills import differing
 
 import convnext_dense
 from conftest import ADE_T, COCO_T, DEMO, ROOT, demo_options, run, start
@@ -25,7 +26,6 @@ from convnext_dense.hooks import CurvesHook
 from convnext_dense.training.checkpoint_hook import get_random_states, set_random_states
 from convnext_dense.weights.comparing import check_names
 from convnext_dense.weights.pretrained import without_pretrained
-from storm.kills import differing
 
 SHORT = {
     'train_cfg.max_iters': 2,

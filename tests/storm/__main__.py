@@ -74,7 +74,7 @@ def page(
             'the undisturbed ones: weights, optimiser, schedules and random states.'
         ),
         kills.table(outcomes),
-        KILLS_HOLD,
+        KILLS_HOLD.strip(),
         '## Broken inputs',
         paragraph(
             f'{len(results)} data sets and configs of {len(inputs.KINDS)} kinds, each broken in '
@@ -83,30 +83,31 @@ def page(
             f'{counts["counted"]} passed with a line that names or counts them, {bad} neither.'
         ),
         inputs.table(results),
-        INPUTS_HOLD,
+        INPUTS_HOLD.strip(),
     ]
     return '\n\n'.join(parts) + '\n'
 
 
-KILLS_HOLD = """\
-**Holds.** Where a process ends, however it ends, the checkpoint before is whole, and `--resume` goes
-on from it. At most the iterations since that checkpoint are computed again. A disk that is full ends
-the training with an error, and loses none.
+KILLS_HOLD = """
+**Holds.** Where a process ends, however it ends, the checkpoint before is whole, and `--resume`
+goes on from it. At most the iterations since that checkpoint are computed again. A disk that is
+full ends the training with an error, and loses none.
 
 **Bit-equal only with `num_workers=0`**: dataloader workers start from their seed again after a
 resume, so random augmentation draws other numbers there. The order of the images, dropout and drop
 path are the same with workers, too.
 
-**Does not hold.** Checkpoints on storage other than local disks are written by MMEngine as before. On
-GPUs, kernels that are not deterministic make any two trainings differ. A machine that loses power
-was not tried: files are synced to the disk before they get their names, folders are not."""
-
-INPUTS_HOLD = """\
+**Does not hold.** Checkpoints in storage other than local disks are written by MMEngine as before.
+On GPUs, kernels that are not deterministic make any two trainings differ. A machine that loses
+power was not tried: files are synced to the disk before they get their names, folders are not.
+"""
+INPUTS_HOLD = """
 **Holds.** Each input is refused with the name of what is wrong, or passes and is named or counted.
 
-**Does not hold.** A label that is wrong but possible is not noticed: a box around the wrong thing, a
-dog that is called a cat. Datasets other than mmdet's of COCO and mmseg's of label maps are left
-alone."""
+**Does not hold.** A label that is wrong but possible is not noticed: a box around another thing, a
+dog that is called a cat. Data sets other than mmdet's of COCO and mmseg's of label maps are left
+alone.
+"""
 
 if __name__ == '__main__':
     main()

@@ -194,10 +194,8 @@ class Training:
 
     def survive(self, plan: Sequence[Kill], whole: 'Training') -> list[Outcome]:
         """Each kill of the plan, and a last run to the end."""
-        runs = []
-        for kill in progress(plan, f'killing a training of {self.processes}'):
-            runs.append(self.run(kill))
-        runs.append(self.run())
+        title = f'killing a training of {self.processes}'
+        runs = [self.run(kill) for kill in progress([*plan, None], title)]
         wrong = [run.wrong(after) for run, after in zip(runs, runs[1:])]
         wrong[-1] += self._compare(whole)
         return [
