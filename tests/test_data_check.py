@@ -65,6 +65,11 @@ def turn(data):
     image.save(data / IMAGE, exif=exif)
 
 
+def strip(data):
+    Image.new('RGB', (192, 4)).save(data / IMAGE)
+    listed('images', 3, height=4)(data)
+
+
 def labels(change):
     def apply(data):
         picture = np.array(Image.open(data / LABELS))
@@ -181,6 +186,10 @@ BROKEN = {
         'ade', labels(lambda picture: picture + 9), 'label out of range',
         '; the 7 classes are 0 to 6',
     ),
+    'a strip': (
+        'coco', strip, 'narrow',
+        f'{IMAGE}: it is 192 x 4',
+    ),
     'all unknown': ('ade', labels(np.zeros_like), 'no labels', LABELS),
     'no label map': ('ade', remove(LABELS), 'missing file', LABELS),
     'empty label map': ('ade', write(LABELS, b''), 'unreadable file', f'{LABELS}: it is empty'),
@@ -232,13 +241,30 @@ def test_training_refuses_it(name, data, tmp_path, exits):
     assert len(message.splitlines()) < 15
 
 
-def test_what_is_left_out_is_counted_once(data, tmp_path, exits):
+def test_what_is_left_out_is_counted_once(data, tmp_path):
+    from convnext_dense.commands import train
+
     for name in ('NaN in a box', 'image id twice'):
         BROKEN[name][1](data)
-    options = demo_options('coco', data, **{'model.roi_head.bbox_head.num_classes': 4})
-    printed = exits('train', DEMO['coco'], '--work-dir', tmp_path, *options)
-    assert printed.count('data: duplicate image id: 1 (left out') <= 1
-    assert 'roi_head.bbox_head' in printed and 'it predicts 4 classes' in printed
+    options = {'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1, 'visualizer.name': 'counted'}
+    train.main(list(map(str, train_arguments('coco', data, tmp_path, options))))
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert log.count('data: duplicate image id: 1 (left out') == 1
+    assert log.count('data: not a number: 1 (left out') == 1
+
+
+def test_heads_for_another_number_of_classes_are_refused(data, tmp_path, exits):
+    options = {'model.roi_head.bbox_head.num_classes': 4}
+    printed = exits('train', *train_arguments('coco', data, tmp_path, options))
+    detail = 'it predicts 4 classes, the train data have 5: disc, square, triangle, star, ring'
+    assert f'roi_head.bbox_head (Shared2FCBBoxHead): {detail}' in printed
+    options = {'model.decode_head.num_classes': 19}
+    printed = exits('train', *train_arguments('ade', data, tmp_path, options))
+    assert 'decode_head (UPerHead): it predicts 19 classes, the train data have 7' in printed
+
+
+def train_arguments(task, data, work_dir, options):
+    return [DEMO[task], '--work-dir', work_dir, *demo_options(task, data, **options)]
 
 
 class Reads(torch.utils.data.Dataset):

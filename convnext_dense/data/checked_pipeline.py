@@ -91,11 +91,13 @@ class CheckedPipeline:
             yield Problem('wrong value', str(result.get('img_path')), detail)
 
     def _failure(self, step, error: Exception, sample: dict, files: dict) -> Problem:
+        sizes = []
         for path in files.values():
             try:
-                images.size_as_read(path, turns=False, decode=True)
+                (height, width), _ = images.size_as_read(path, turns=False, decode=True)
             except OSError as unread:
                 return images.unreadable(path, unread)
+            sizes.append(f'{path}, {width} x {height}')
         image = files.get('img_path', '')
         without = [
             i for i, instance in enumerate(sample.get('instances') or ()) if 'mask' not in instance
@@ -103,9 +105,8 @@ class CheckedPipeline:
         if getattr(step, 'with_mask', False) and without:
             detail = f'{_annotations(self.ann_file, sample)} of image {image}: no segmentation'
             return Problem('no segmentation', self.ann_file, detail, image)
-        others = ''.join(f', {path}' for path in list(files.values())[1:])
-        detail = f'{type(step).__name__} fails on it{others}: {type(error).__name__}: {error}'
-        return Problem('failed step', image or 'a sample', detail, image)
+        detail = f'{type(step).__name__} fails on it: {type(error).__name__}: {error}'
+        return Problem('failed step', ' and '.join(sizes) or 'a sample', detail.strip(), image)
 
 
 def _annotations(path: str, sample: dict) -> str:

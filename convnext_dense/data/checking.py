@@ -29,8 +29,8 @@ HEADERS = 200  # images of each data set whose headers are read
 SMALL = 2**25  # bytes of an annotation file that is read whole in little time
 UNKNOWN = 255
 COCO, LABEL_MAPS = 'COCO', 'label maps'
-# Parts of a model whose number of classes is not that of the data.
-OTHER_CLASSES = 'backbone', 'neck', 'rpn', 'semantic_head'
+# Parts of a model, and types of heads, whose classes are not those of the data.
+OTHER_PARTS, OTHER_HEADS = ('backbone', 'neck', 'rpn', 'semantic_head'), {'RPNHead', 'STDCHead'}
 
 
 class Report(NamedTuple):
@@ -164,9 +164,8 @@ def evaluator_problems(cfg: Config, split: str, leaf) -> Iterator[Problem]:
 def head_problems(model: nn.Module, split: str, leaf) -> Iterator[Problem]:
     """Heads that predict another number of classes than a data set has.
 
-    Left out are parts whose classes are not the data's (``OTHER_CLASSES``, and region proposal
-    heads by any name), panoptic data, whose heads share the classes out, and models that are given
-    the classes as text.
+    Left out are parts and types of heads with other classes (proposals, boundaries), panoptic data,
+    whose heads share the classes out, and models that are given the classes as text.
     """
     classes, kind = classes_of(leaf), kind_of(leaf)
     is_checked = kind == LABEL_MAPS or kind == COCO and _is_plain_coco(leaf)
@@ -175,10 +174,8 @@ def head_problems(model: nn.Module, split: str, leaf) -> Iterator[Problem]:
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
         bases = {base.__name__ for base in type(module).__mro__}
-        is_other = 'RPNHead' in bases or any(part in name for part in OTHER_CLASSES)
-        if is_other or not isinstance(count, int):
-            continue
-        if count != len(classes):
+        is_other = bases & OTHER_HEADS or any(part in name for part in OTHER_PARTS)
+        if isinstance(count, int) and count != len(classes) and not is_other:
             detail = f'it predicts {count} classes, the {split} data have {_few(classes)}'
             yield Problem('number of classes', f'{name} ({type(module).__name__})', detail)
 

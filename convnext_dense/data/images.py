@@ -60,6 +60,8 @@ def image_problems(
         return
     if is_turned:
         yield Problem('turned', path, image=path)
+    if max(size) > 20 * min(size):
+        yield Problem('narrow', path, f'it is {size[1]} x {size[0]}', path)
     if listed and size != listed:
         detail = size_text(size, listed, listed_in)
         yield Problem('sizes differ', path, detail, path)

@@ -43,6 +43,7 @@ COUNTED = {
     'other suffix': 'left out: the config reads files of another suffix',
     'label map without image': 'left out',
     'no labels': 'label maps in which all pixels are unknown',
+    'narrow': 'images 20 times as long as wide: steps that resize them may leave nothing of them',
     'turned': 'images that their EXIF data turn, as they are read',
     'in two splits': 'images that are trained on and evaluated on',
 }
