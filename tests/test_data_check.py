@@ -170,6 +170,10 @@ BROKEN = {
         'coco', cut(IMAGE, 3000), 'unreadable file', f'{IMAGE}: image file is truncated'
     ),
     'image is not there': ('coco', remove(IMAGE), 'missing file', IMAGE),
+    'grey image': (
+        'coco', lambda data: Image.open(data / IMAGE).convert('L').save(data / IMAGE), 'not RGB',
+        f"{IMAGE}: Pillow's name for its pixels is L",
+    ),
     'label map of another size': (
         'ade', labels(lambda picture: picture[:90]), 'sizes differ',
         f'{LABELS}: it is 192 x 90, and 192 x 192 (width x height) in',
@@ -265,6 +269,20 @@ def test_heads_for_another_number_of_classes_are_refused(data, tmp_path, exits):
 
 def train_arguments(task, data, work_dir, options):
     return [DEMO[task], '--work-dir', work_dir, *demo_options(task, data, **options)]
+
+
+@pytest.mark.parametrize(
+    'option, message',
+    [
+        ('val_evaluator.ann_file=absent.json', 'missing file: 1\n  absent.json\n'),
+        ('train_dataloader=coco', "train_dataloader is 'coco', expected a dict"),
+        ('model.backbone.type=convnext_dense.ConvNeXT', 'convnext_dense.ConvNeXT is not in'),
+    ],
+)
+def test_check_names_what_is_wrong_with_the_config(option, message, scenes, tmp_path, exits):
+    place = ['--data-root', scenes / 'coco', '--out', tmp_path, '--jobs', 0]
+    printed = exits('check', DEMO['coco'], *place, '--cfg-options', option)
+    assert message in printed and 'Traceback' not in printed
 
 
 class Reads(torch.utils.data.Dataset):

@@ -157,8 +157,8 @@ def evaluator_problems(cfg: Config, split: str, leaf) -> Iterator[Problem]:
     """Of the annotation files that evaluators read, where they are not the data set's."""
     for evaluator in evaluators(cfg, split):
         path = str(evaluator.ann_file)
-        if '://' not in path and Path(path) != Path(leaf.ann_file) and Path(path).exists():
-            yield from coco.class_problems(path, coco.categories(path), classes_of(leaf))
+        if '://' not in path and Path(path) != Path(leaf.ann_file):
+            yield from _of_categories(path, classes_of(leaf))
 
 
 def head_problems(model: nn.Module, split: str, leaf) -> Iterator[Problem]:
@@ -280,8 +280,10 @@ def data_sets(cfg: Config) -> list[tuple[str, Any]]:
     names: dict[str, list[str]] = {}
     configs: dict[str, dict] = {}
     for split in SPLITS:
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        for leaf in _leaf_configs(dataset):
+        loader = cfg.get(f'{split}_dataloader') or {}
+        if not isinstance(loader, dict):
+            raise ConfigError(f'{split}_dataloader is {loader!r}, expected a dict')
+        for leaf in _leaf_configs(loader.get('dataset')):
             key = repr({name: value for name, value in sorted(leaf.items()) if name != 'pipeline'})
             names.setdefault(key, []).append(split)
             configs.setdefault(key, leaf)

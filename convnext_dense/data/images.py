@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,9 +14,16 @@ ORIENTATION = 0x0112  # EXIF tag; 5 to 8 are turned by 90 degrees
 Size = tuple[int, int]  # height, width in pixels
 
 
-def size_as_read(path: str | Path, turns: bool, decode: bool = False) -> tuple[Size, bool]:
-    """The height and width that a pipeline gets, and whether EXIF data turn or mirror the image.
+class AsRead(NamedTuple):
+    """An image as a pipeline gets it."""
 
+    size: Size
+    is_turned: bool  # or mirrored, by EXIF data
+    mode: str  # of Pillow, on the disk; RGB is 8 bits of each
+
+
+def read_header(path: str | Path, turns: bool, decode: bool = False) -> AsRead:
+    """
     Args:
         turns: whether the pipeline follows EXIF data.
         decode: read all of the file, not only its header.
@@ -31,7 +39,8 @@ def size_as_read(path: str | Path, turns: bool, decode: bool = False) -> tuple[S
                 image.load()
             except (SyntaxError, ValueError) as error:  # of Pillow's readers of PNG and TIFF
                 raise OSError(str(error)) from error
-    return (width, height) if orientation >= 5 else (height, width), orientation != 1
+        size = (width, height) if orientation >= 5 else (height, width)
+        return AsRead(size, orientation != 1, image.mode)
 
 
 def unreadable(path: str | Path, error: Exception) -> Problem:
@@ -54,12 +63,14 @@ def image_problems(
         listed: its size in the annotation file ``listed_in``, or None.
     """
     try:
-        size, is_turned = size_as_read(path, turns, decode)
+        size, is_turned, mode = read_header(path, turns, decode)
     except OSError as error:
         yield unreadable(path, error)
         return
     if is_turned:
         yield Problem('turned', path, image=path)
+    if mode != 'RGB':
+        yield Problem('not RGB', path, f"Pillow's name for its pixels is {mode}", path)
     if max(size) > 20 * min(size):
         yield Problem('narrow', path, f'it is {size[1]} x {size[0]}', path)
     if listed and size != listed:
@@ -80,7 +91,7 @@ def label_map_problems(path: str, image_path: str, turns: bool) -> Iterator[Prob
         detail = f'it has {channels} channels ({mode}), expected one'
         yield Problem('label map', path, detail, path)
     try:
-        image_size, _ = size_as_read(image_path, turns)
+        image_size = read_header(image_path, turns).size
     except OSError:
         return  # a problem of the image
     if size != image_size:

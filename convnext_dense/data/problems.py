@@ -44,6 +44,8 @@ COUNTED = {
     'label map without image': 'left out',
     'no labels': 'label maps in which all pixels are unknown',
     'narrow': 'images 20 times as long as wide: steps that resize them may leave nothing of them',
+    'not RGB': 'images that are grey, transparent, CMYK or of 16 bits; LoadImageFromFile makes '
+    'them RGB of 8 bits, unless its color_type says otherwise',
     'turned': 'images that their EXIF data turn, as they are read',
     'in two splits': 'images that are trained on and evaluated on',
 }

@@ -14,6 +14,7 @@ from rich.table import Table
 from ..data import pictures
 from ..data.checking import Report, classes_of, data_sets, head_problems
 from ..data.problems import COUNTED, REFUSED, Problem
+from ..errors import ConfigError
 from ..inference.building import build
 from ..pages import render
 from ..printing import table
@@ -24,8 +25,17 @@ HEADER = 'split', 'reads', 'checked as', 'images', 'classes', 'refused', 'told'
 
 
 def head_report(cfg: Config) -> list[Report]:
-    """The heads of the config's model beside the classes of its data sets."""
-    model = build(cfg.model, 'meta')
+    """The heads of the config's model beside the classes of its data sets.
+
+    Raises:
+        ConfigError: the model cannot be built.
+    """
+    try:
+        model = build(cfg.model, 'meta')
+    except Exception as error:
+        raise ConfigError(
+            f'the model of this config cannot be built: {type(error).__name__}: {error}'
+        ) from error
     problems = dict.fromkeys(
         problem
         for split, leaf in data_sets(cfg)
