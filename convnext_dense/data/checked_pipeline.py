@@ -94,7 +94,7 @@ class CheckedPipeline:
         sizes = []
         for path in files.values():
             try:
-                (height, width), _ = images.read_header(path, turns=False, decode=True)
+                height, width = images.read_header(path, turns=False, decode=True).size
             except OSError as unread:
                 return images.unreadable(path, unread)
             sizes.append(f'{path}, {width} x {height}')
