@@ -65,8 +65,18 @@ def read_file(path: str | Path, **options) -> Config:
 
     MMEngine notes the library of such a base as the scope of everything in it, and would look for
     ``MaskRCNN`` here. The types of recipes are those of their ``default_scope``, mmdet or mmseg.
+
+    Raises:
+        ConfigError: it cannot be read.
     """
-    cfg = Config.fromfile(str(path), **options)
+    try:
+        cfg = Config.fromfile(str(path), **options)
+    except ConfigError:  # of a call in it
+        raise
+    except Exception as error:  # whatever the code in it raises
+        raise ConfigError(
+            f'{path} is not a config that MMEngine can read: {type(error).__name__}: {error}'
+        ) from error
     nodes = [cfg._cfg_dict]
     while nodes:
         node = nodes.pop()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import Tensor, distributed, nn
@@ -107,7 +108,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         # Before MMEngine unwraps the model: FSDP's root knows what is in no inner unit.
-        self._dims = _unsharded_dims(model)
+        self._shapes = unsharded_shapes(model)
         return super().__call__(model)
 
     def _validate_cfg(self) -> None:
@@ -156,7 +157,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             layer = num_layers + 1  # the heads
             if prefix is not None:
                 layer = layer_id(clean[len(prefix) :], depths, decay_type, num_layers)
-            decays = self._dims[parameter] != 1 and not name.endswith('.bias')
+            decays = len(self._shapes[parameter]) != 1 and not name.endswith('.bias')
             custom = max((key for key in custom_keys if key in clean), key=len, default='')
             unused.discard(custom)
             key = GroupKey(layer, custom, decays)
@@ -206,27 +207,30 @@ def _format(groups: Mapping[GroupKey, dict]) -> str:
     return '\n'.join(lines)
 
 
-def _unsharded_dims(model: nn.Module) -> dict[Tensor, int]:
-    """Parameter -> number of its dimensions when it is whole.
+def unsharded_shapes(model: nn.Module) -> dict[Tensor, torch.Size]:
+    """Parameter -> its shape when it is whole.
 
     FSDP's shards are flat or empty; the shapes stand in torch's FlatParameter, in 2.1 as today.
     ``summon_full_params`` would show them as well, but it gathers every parameter, and in torch 2.1
     it leaves inner units out without a word and needs a GPU. DTensors, as FSDP2's, are no matter:
     their shape is the whole parameter's.
+
+    Raises:
+        ConfigError: FSDP hides a shape.
     """
-    dims: dict[Tensor, int] = {}
+    shapes: dict[Tensor, torch.Size] = {}
     for unit in model.modules():
         flat = getattr(unit, '_flat_param', None) if isinstance(unit, FSDP) else None
         if flat is not None:
-            dims.update((p, len(shape)) for p, shape in zip(flat._params or (), flat._shapes))
+            shapes.update(zip(flat._params or (), flat._shapes))
     for name, parameter in model.named_parameters():
-        if getattr(parameter, '_fsdp_flattened', False) and parameter not in dims:
+        if getattr(parameter, '_fsdp_flattened', False) and parameter not in shapes:
             raise ConfigError(
-                f'layer-wise decay needs the whole shape of {name}, and FSDP hides it: wrap with '
+                f'the whole shape of {name} is needed, and FSDP hides it: wrap with '
                 'use_orig_params=True, and build the optimizer from the outermost module'
             )
-        dims.setdefault(parameter, parameter.dim())
-    return dims
+        shapes.setdefault(parameter, parameter.shape)
+    return shapes
 
 
 def _find_backbones(model: nn.Module) -> tuple[list[str], Sequence[int]]:

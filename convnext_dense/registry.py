@@ -17,5 +17,7 @@ MODELS = _child('model', root.MODELS, 'backbone')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'layer_decay'
 )
+FUNCTIONS = _child('function', root.FUNCTIONS, 'sharding')
 HOOKS = _child('hook', root.HOOKS, 'hooks')
+STRATEGIES = _child('strategy', root.STRATEGIES, 'sharding')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'transforms')

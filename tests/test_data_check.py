@@ -66,8 +66,9 @@ def turn(data):
 
 
 def strip(data):
-    Image.new('RGB', (192, 4)).save(data / IMAGE)
-    listed('images', 3, height=4)(data)
+    Image.new('RGB', (192, 4)).save(data / 'coco/train2017/strip.jpg')
+    entry = dict(id=999, file_name='strip.jpg', width=192, height=4)
+    annotations(lambda content: content['images'].append(entry))(data)
 
 
 def labels(change):
@@ -192,7 +193,7 @@ BROKEN = {
     ),
     'a strip': (
         'coco', strip, 'narrow',
-        f'{IMAGE}: it is 192 x 4',
+        'coco/train2017/strip.jpg: it is 192 x 4',
     ),
     'all unknown': ('ade', labels(np.zeros_like), 'no labels', LABELS),
     'no label map': ('ade', remove(LABELS), 'missing file', LABELS),

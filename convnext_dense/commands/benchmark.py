@@ -26,9 +26,10 @@ from ..evaluation.peers import BOUND, Scenario
 from ..evaluation.timing import machine
 from ..printing import console as make_console
 from ..printing import table
-from .shared import add_device, make_parser
+from .shared import add_device, errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv=None):
     parser = make_parser(__doc__)
     add = parser.add_argument

@@ -14,6 +14,7 @@ from ..evaluation.census import census, report
 from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument('--out', default='docs/census.md', help='Markdown to write')
@@ -21,7 +22,6 @@ def main(argv=None):
     parser.add_argument('--only', default='', help='configs whose path contains this')
     args = parser.parse_args(argv)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before half an hour of work
-    with errors_as_messages():
-        page = report(census(args.arch, args.only), args.arch)
+    page = report(census(args.arch, args.only), args.arch)
     Path(args.out).write_text(page, encoding='utf-8')
     print(f'wrote {args.out}')

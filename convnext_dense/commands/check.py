@@ -21,6 +21,7 @@ from ..training.running import load_config
 from .shared import add_data_arguments, errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add_data_arguments(parser)
@@ -31,13 +32,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    with errors_as_messages():
-        cfg = load_config(args.config, (), None, args.data_root, args.cfg_options)
-        ignored = {255} | unknown(cfg.get('model')) | unknown(cfg.get('test_evaluator'))
-        reports = check_all(cfg, args.jobs, ignored)
-        reports += head_report(cfg)
-        problems = [problem for report in reports for problem in report.problems]
-        page = write(reports, args.out or Path(cfg.work_dir, 'check'), args.config)
+    cfg = load_config(args.config, (), None, args.data_root, args.cfg_options)
+    ignored = {255} | unknown(cfg.get('model')) | unknown(cfg.get('test_evaluator'))
+    reports = check_all(cfg, args.jobs, ignored)
+    reports += head_report(cfg)
+    problems = [problem for report in reports for problem in report.problems]
+    page = write(reports, args.out or Path(cfg.work_dir, 'check'), args.config)
     console().print(summary(reports))
     if problems:
         print(describe(problems))

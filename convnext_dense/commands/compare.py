@@ -28,7 +28,7 @@ from ..errors import ConfigError
 from ..evaluation.segmentors import Options, compare, find
 from ..evaluation.segmentors_page import table
 from ..printing import console
-from .shared import add_device, make_parser
+from .shared import add_device, errors_as_messages, make_parser
 
 HELP = dict(
     models='a config, with its checkpoint behind =; a pattern of recipes; or a folder of work dirs',
@@ -50,6 +50,7 @@ COUNTS = dict(
 )
 
 
+@errors_as_messages()
 def main(argv=None):
     parser = make_parser(__doc__)
     add = parser.add_argument

@@ -16,17 +16,17 @@ from ..evaluation.recipe_tables import TASKS, read_recipes
 from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add('name', nargs='?', default='', help='part of the names that are listed; with -o: a config')
     add('-o', '--out', type=Path, help='config to write, which inherits NAME')
     args = parser.parse_args(argv)
-    with errors_as_messages():
-        if args.out:
-            write(args.name, args.out, parser)
-        else:
-            show(args.name)
+    if args.out:
+        write(args.name, args.out, parser)
+    else:
+        show(args.name)
 
 
 def show(part: str) -> None:

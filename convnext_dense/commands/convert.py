@@ -19,6 +19,7 @@ from ..weights import PRESETS, TARGETS, convert, save
 from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument('source', nargs='?', metavar='SOURCE')
@@ -42,17 +43,16 @@ def main(argv=None):
         parser.error('SOURCE is missing')
     if args.out and not args.out.endswith(('.pth', '.safetensors')):
         parser.error(f'{args.out}: expected a name that ends in .pth or .safetensors')
-    with errors_as_messages():
-        conversion = convert(args.source, args.to, args.backbone)
-        print(conversion)
-        for name, why in conversion.dropped.items():
-            print(f'  {name}: dropped, {why}')
-        if args.out:
-            save(conversion, args.out)
-            print(f'wrote {args.out} under the names of {args.to}')
-        else:
-            for name, tensor in conversion.tensors.items():
-                print(f'  {name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}')
+    conversion = convert(args.source, args.to, args.backbone)
+    print(conversion)
+    for name, why in conversion.dropped.items():
+        print(f'  {name}: dropped, {why}')
+    if args.out:
+        save(conversion, args.out)
+        print(f'wrote {args.out} under the names of {args.to}')
+    else:
+        for name, tensor in conversion.tensors.items():
+            print(f'  {name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}')
 
 
 def print_presets():

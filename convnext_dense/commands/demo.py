@@ -14,6 +14,7 @@ from ..demo.running import run_demo
 from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     report = 'also write the table to this Markdown file, and the picture beside it'
@@ -26,6 +27,5 @@ def main(argv: list[str] | None = None) -> None:
     print('The demo takes about ten minutes a seed on two CPU cores.')
     for folder in (out, *([args.report.parent] if args.report else [])):
         folder.mkdir(parents=True, exist_ok=True)
-    with errors_as_messages():
-        text = run_demo(out, args.seeds, args.report)
+    text = run_demo(out, args.seeds, args.report)
     print(f'\n{text}Done in {(time.time() - start) / 60:.1f} minutes. Open {out}/index.html')

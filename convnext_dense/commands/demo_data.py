@@ -11,6 +11,7 @@ from ..demo.scenes import SPLITS, write
 from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add, counts = parser.add_argument, list(SPLITS.values())
@@ -18,6 +19,5 @@ def main(argv: list[str] | None = None) -> None:
     add('--scenes', type=int, nargs=3, default=counts, metavar=('TRAIN', 'VAL', 'TEST'))
     add('--seed', type=int, default=0)
     args = parser.parse_args(argv)
-    with errors_as_messages():
-        write(args.folder, dict(zip(SPLITS, args.scenes)), args.seed)
+    write(args.folder, dict(zip(SPLITS, args.scenes)), args.seed)
     print(f'{args.folder}/coco and {args.folder}/ade are ready')

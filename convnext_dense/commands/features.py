@@ -19,6 +19,7 @@ from ..weights.presets import IMAGENET
 from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
@@ -37,8 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         image = read_image(args.image)[0]
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises of broken files
         sys.exit(f'{args.image}: {type(error).__name__}: {error}')
-    with errors_as_messages():
-        networks = load(args.weights)
+    networks = load(args.weights)
     if networks.report.left_as_initialised:
         print('The weights hold no LayerNorm of the stages: theirs are as initialised, so they')
         print('normalise, without scale and shift.')

@@ -14,9 +14,10 @@ from ..config_names import read_config
 from ..errors import ConfigError
 from ..evaluation.flops import BOXES, MASKS, count, total, usual_size
 from ..printing import console, table
-from .shared import make_parser
+from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument('configs', nargs='+', metavar='CONFIG')

@@ -12,6 +12,7 @@ from ..training.learning_rates import draw_learning_rates, parameter_groups
 from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument('config', help='path of a config, or name of a recipe')
@@ -20,7 +21,6 @@ def main(argv: list[str] | None = None) -> None:
 
     name = Path(args.config).stem
     out = args.out or f'{name}_param_groups.png'
-    with errors_as_messages():
-        model, groups = parameter_groups(read_config(args.config))
+    model, groups = parameter_groups(read_config(args.config))
     draw_learning_rates(model, groups, name).savefig(out, dpi=100)
     print(f'drew {out}')

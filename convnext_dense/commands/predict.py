@@ -19,6 +19,7 @@ from ..inference.prediction import Predictions, inferencer
 from .shared import add_device, errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
@@ -32,21 +33,22 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.input.exists():
         parser.error(f'no image, folder or video at {args.input}')
+    if not 0 <= args.score <= 1:
+        parser.error(f'--score {args.score:g}: scores lie between 0 and 1')
 
     # The frameworks warn that no weights were loaded, which is done here, and of boxes at borders.
     warnings.simplefilter('ignore')
-    with errors_as_messages():
-        try:
-            predictor = inferencer(args.config, args.checkpoint, args.device)
-        except WeightsError as error:
-            configs = sorted(str(path) for path in Path(args.checkpoint).parent.glob('*.py'))
-            hint = f'\nThe config of that training may be {configs[0]}' if configs else ''
-            raise WeightsError(f'{error}{hint}') from error
-        predictions = Predictions(predictor, args.out, args.score)
-        try:
-            predictions.run(args.input)
-        except KeyboardInterrupt:
-            print('interrupted', file=sys.stderr)
+    try:
+        predictor = inferencer(args.config, args.checkpoint, args.device)
+    except WeightsError as error:
+        configs = sorted(str(path) for path in Path(args.checkpoint).parent.glob('*.py'))
+        hint = f'\nThe config of that training may be {configs[0]}' if configs else ''
+        raise WeightsError(f'{error}{hint}') from error
+    predictions = Predictions(predictor, args.out, args.score)
+    try:
+        predictions.run(args.input)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
     predictions.close()
     predictions.report()
     sys.exit(0 if predictions.done else 1)

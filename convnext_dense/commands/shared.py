@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 
@@ -46,10 +47,27 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
 
 
+# Number of an OSError -> how to mend it.
+ADVICE = {
+    errno.EACCES: 'name another place, or change who may read and write there',
+    errno.ENOENT: 'is the name right?',
+    errno.ENOSPC: 'the disk is full: make room on it, or name a place on another',
+}
+ADVICE[errno.EPERM] = ADVICE[errno.EROFS] = ADVICE[errno.EACCES]
+ADVICE[errno.EDQUOT] = ADVICE[errno.ENOSPC]
+
+
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Errors that this package raises on purpose end the command with their message alone."""
+    """Decorates the commands: what this package raises on purpose, and what the operating system
+    refuses, ends them with a message in place of a traceback, and with status 1."""
     try:
         yield
-    except (ConfigError, DataError, WeightsError) as error:
-        sys.exit(f'\n{type(error).__name__}: {error}')
+    except (ConfigError, DataError, WeightsError, FloatingPointError) as error:
+        name = type(error).__name__
+        # from a process that loads data it comes with a traceback of there
+        text = str(error).rpartition(f'{name}: ')[2] if 'Traceback' in str(error) else error
+        sys.exit(f'\n{name}: {text}')
+    except OSError as error:
+        advice = ADVICE.get(error.errno or 0)
+        sys.exit(f'\n{type(error).__name__}: {error}' + (f'; {advice}' if advice else ''))

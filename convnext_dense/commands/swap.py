@@ -27,6 +27,7 @@ STEPS = dict(
 )
 
 
+@errors_as_messages()
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument('config', metavar='CONFIG')
@@ -49,34 +50,33 @@ def main(argv=None):
     out, terminal = Path(args.out), console()
     if out.suffix != '.py':
         parser.error(f'{out}: a config is a .py file')
-    with errors_as_messages():
-        source, name = find_config(args.config)
-        if out.resolve() == source.resolve():
-            parser.error(f'{out} is CONFIG itself, which is inherited: name another file')
-        if out.exists() and not args.force:
-            parser.error(f'{out} is there already: name another file, or overwrite it with --force')
-        with terminal.status('running the old backbone without weights'):
-            swap = plan(source, args.arch, args.checkpoint, args.output_stride, args.layer_decay)
-        if not swap.changes:
-            print(f'{args.config} has this backbone: nothing to change, {out} is not written')
-            return
-        step = None
-        if not args.no_proof:
-            try:
-                with terminal.status('training a step on noise'):
-                    step, _, unused = prove(swap)
-            except ConfigError as error:
-                show(swap)
-                raise ConfigError(
-                    f'{error}\nNothing is written. --no-proof writes the config all the same, for '
-                    'instance for a model that needs a GPU'
-                ) from error
-            swap = allow_unused(swap, unused)
-        show(swap)
-        if step:
-            print(f'Proof: {STEPS[step]} on noise, gradients reach the stem.')
-        command = shlex.join(['convnext-dense', 'swap', *arguments])
-        write_config(swap, source, name, out, command)
+    source, name = find_config(args.config)
+    if out.resolve() == source.resolve():
+        parser.error(f'{out} is CONFIG itself, which is inherited: name another file')
+    if out.exists() and not args.force:
+        parser.error(f'{out} is there already: name another file, or overwrite it with --force')
+    with terminal.status('running the old backbone without weights'):
+        swap = plan(source, args.arch, args.checkpoint, args.output_stride, args.layer_decay)
+    if not swap.changes:
+        print(f'{args.config} has this backbone: nothing to change, {out} is not written')
+        return
+    step = None
+    if not args.no_proof:
+        try:
+            with terminal.status('training a step on noise'):
+                step, _, unused = prove(swap)
+        except ConfigError as error:
+            show(swap)
+            raise ConfigError(
+                f'{error}\nNothing is written. --no-proof writes the config all the same, for '
+                'instance for a model that needs a GPU'
+            ) from error
+        swap = allow_unused(swap, unused)
+    show(swap)
+    if step:
+        print(f'Proof: {STEPS[step]} on noise, gradients reach the stem.')
+    command = shlex.join(['convnext-dense', 'swap', *arguments])
+    write_config(swap, source, name, out, command)
     print(f'wrote {out}')
     if args.checkpoint in PRESETS:
         print(f'The weights of {args.checkpoint} are under {PRESETS[args.checkpoint].licence}.')

@@ -8,9 +8,10 @@ What is published stands in the metafile.yml beside them; parameters and FLOPs a
 from pathlib import Path
 
 from ..evaluation.recipe_tables import TASKS, page
-from .shared import make_parser
+from .shared import errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.parse_args(argv)

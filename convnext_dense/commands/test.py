@@ -9,13 +9,12 @@ Metrics are printed and written to WORK_DIR/TIMESTAMP/*.json.
 
 from pathlib import Path
 
-from mmengine.runner import Runner
-
 from ..evaluation.test_time_augmentation import with_test_time_augmentation
-from ..training.running import annotations_explained, check_data, fit_to_machine, load_config
+from ..training.running import annotations_explained, build_runner, fit_to_machine, load_config
 from .shared import add_run_arguments, errors_as_messages, make_parser
 
 
+@errors_as_messages()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add_run_arguments(parser)
@@ -24,20 +23,18 @@ def main(argv: list[str] | None = None) -> None:
     add('--show-dir', help='draw predictions beside the truth into this folder')
     add('--tta', action='store_true', help='test-time augmentation: multi-scale and flip')
     args = parser.parse_args(argv)
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+    if '://' not in args.checkpoint and not Path(args.checkpoint).exists():
         parser.error(f'no checkpoint at {args.checkpoint}')
 
-    with errors_as_messages():
-        cfg = load_config(
-            args.config, ['test'], args.work_dir, args.data_root, args.cfg_options, args.launcher
-        )
-        fit_to_machine(cfg)
-        cfg.load_from, cfg.resume = args.checkpoint, False
-        if args.show_dir:
-            cfg.visualizer.save_dir = args.show_dir
-            if not cfg.get('default_hooks', {}).get('visualization'):
-                parser.error('--show-dir: this config has no default_hooks.visualization')
-            cfg.default_hooks.visualization.update(draw=True, interval=1)
-        check_data(cfg)
-        with annotations_explained(cfg):
-            Runner.from_cfg(with_test_time_augmentation(cfg) if args.tta else cfg).test()
+    cfg = load_config(
+        args.config, ['test'], args.work_dir, args.data_root, args.cfg_options, args.launcher
+    )
+    fit_to_machine(cfg)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+        if not cfg.get('default_hooks', {}).get('visualization'):
+            parser.error('--show-dir: this config has no default_hooks.visualization')
+        cfg.default_hooks.visualization.update(draw=True, interval=1)
+    with annotations_explained(cfg):
+        build_runner(with_test_time_augmentation(cfg) if args.tta else cfg).test()

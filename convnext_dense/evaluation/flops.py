@@ -82,8 +82,10 @@ def count(cfg: Config, size: tuple[int, int]) -> dict[str, Cost]:
             return _count(model, torch.zeros(1, 3, *size, device=device), mode)
         except Exception as error:
             reason = error
+    line = (str(reason).splitlines() or [''])[0][:300]
     raise ConfigError(
-        f'{cfg.model.type} does not run on an image of {size[0]} x {size[1]} zeros: {reason}'
+        f'{cfg.model.type} does not run on an image of {size[0]} x {size[1]} zeros: '
+        f'{type(reason).__name__}: {line}'
     ) from reason
 
 

@@ -21,6 +21,8 @@ def read_config(path: Path) -> Config:
     try:
         new_style = Config._is_lazy_import(str(path))
         cfg = Config() if new_style else read_file(path, import_custom_modules=False)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
             f'{path} is not a config that MMEngine can read: {type(error).__name__}: {error}'

@@ -3,19 +3,22 @@ resumes exactly."""
 
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size, is_main_process
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 
+from ..layer_decay import FSDP, WRAPPER, unsharded_shapes
 from ..registry import HOOKS
 from ..weights.comparing import check_finite, check_names
-from .work_dir import BACKEND, RemovesLater, lock
+from .work_dir import UNFINISHED, RemovesLater, lock, put_in_place, remove, unfinished
 
 STATES = 'random_states'  # key of a checkpoint
 
@@ -26,7 +29,8 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     - A checkpoint is written under another name and put into its place when it is whole; older ones
       are removed after that. Where a process is killed meanwhile, a checkpoint to go on from is
-      left. (On the local disk; in other storage MMEngine's way is unchanged.)
+      left. (On the local disk; in other storage MMEngine's way is unchanged.) Folders likewise, as
+      DeepSpeed and FSDP write them.
     - A model with NaN or infinity in it is not saved.
     - A second training in the same work directory is refused.
     - A checkpoint that is loaded must have every name of the model and no other, and every tensor
@@ -54,9 +58,10 @@ class CheckpointHook(MMEngineCheckpointHook):
     _states: list[dict] | None = None  # a rank each, as last saved or loaded
     _restore = False  # before the next batch
     _lock: IO | None = None  # of the work directory
+    _is_local = False  # where checkpoints go
     # Of MMEngine, which declares no types.
-    backend_args: dict | None
     file_backend: Any
+    out_dir: str
 
     def __init__(self, *args, may_differ: str | Sequence[str] = (), **kwargs):
         super().__init__(*args, **kwargs)
@@ -65,9 +70,6 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_train(self, runner) -> None:
         if is_main_process():
             self._lock = lock(runner.work_dir)
-        is_local = '://' not in str(self.out_dir or runner.work_dir)
-        if is_local and self.backend_args is None and self.file_client_args is None:
-            self.backend_args = dict(backend=BACKEND)
         super().before_train(runner)
         loop, loader = runner.train_loop, runner.train_dataloader
         if loader.generator is None:
@@ -75,6 +77,10 @@ class CheckpointHook(MMEngineCheckpointHook):
             loader.generator = torch.Generator().manual_seed(torch.initial_seed())
         if hasattr(loop, 'dataloader_iterator'):
             loop.dataloader_iterator = _Batches(loop.dataloader_iterator, self._restore_states)
+        self._is_local = isinstance(self.file_backend, LocalBackend)
+        if self._is_local and is_main_process():
+            for path in Path(self.out_dir).glob(f'*{UNFINISHED}'):  # of a process that was killed
+                remove(path)
 
     def after_run(self, runner) -> None:
         if self._lock:
@@ -87,11 +93,11 @@ class CheckpointHook(MMEngineCheckpointHook):
         super()._save_checkpoint(runner)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        with self._removing_later():
+        with self._removing_later(), self._saving_whole(runner):
             super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
-        with self._removing_later():
+        with self._removing_later(), self._saving_whole(runner):
             super()._save_best_checkpoint(runner, metrics)
 
     @contextlib.contextmanager
@@ -108,21 +114,60 @@ class CheckpointHook(MMEngineCheckpointHook):
         finally:
             self.file_backend = backend
 
+    @contextlib.contextmanager
+    def _saving_whole(self, runner):
+        """What the runner saves is written under another name, and gets its own when it is whole.
+
+        Around the runner's method because its strategies write files in ways of their own, some of
+        them from all processes.
+        """
+        if not self._is_local or 'save_checkpoint' in vars(runner):
+            yield
+            return
+        save = runner.save_checkpoint
+
+        def save_whole(out_dir, filename, *args, **kwargs):
+            path = Path(out_dir, filename)
+            if is_main_process():
+                remove(unfinished(path))
+            barrier()
+            try:
+                save(out_dir, unfinished(filename).name, *args, **kwargs)
+                barrier()
+                if is_main_process():
+                    put_in_place(path)
+            except OSError:
+                if is_main_process():
+                    remove(unfinished(path))
+                raise
+            barrier()
+
+        runner.save_checkpoint = save_whole
+        try:
+            yield
+        finally:
+            del runner.save_checkpoint
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        check_finite(checkpoint['state_dict'], 'the model, which is not saved')
+        tensors = checkpoint['state_dict']
+        check_finite(tensors, 'the model, which is not saved')
+        for name, tensor in tensors.items():
+            if type(tensor) is torch.Tensor and vars(tensor):  # notes of FSDP
+                tensors[name] = tensor.detach()
         if self._states is not None:
             seed = getattr(_sampler(runner), 'seed', None)
             checkpoint[STATES] = dict(ranks=self._states, sampler_seed=seed)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
         fine_tuning = isinstance(runner._train_loop, BaseLoop) and not runner._resume
         may_differ = self.may_differ if fine_tuning else ()
         tensors = checkpoint.get('state_dict', checkpoint)
         check_finite(tensors, 'the checkpoint')
-        for warning in check_names(model, tensors, fine_tuning, may_differ):
+        expected = sharded_tensors(runner.model, tensors)
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        for warning in check_names(model, tensors, fine_tuning, may_differ, expected):
             runner.logger.warning(warning)
         if not runner._resume or STATES not in checkpoint:
             return
@@ -165,6 +210,29 @@ class _Batches:
     def __next__(self):
         self.restore()
         return next(self.batches)
+
+
+def sharded_tensors(model, checkpoint: Mapping) -> dict[str, torch.Tensor] | None:
+    """The tensors of a model under FSDP, whole as they were before, without values.
+
+    None where there is no FSDP. Of a checkpoint that holds shards, those are taken as they are: it
+    is of each process, and has only its names in common with the model.
+    """
+    if not isinstance(model, FSDP):
+        return None
+    shapes, named = unsharded_shapes(model), dict(model.named_parameters())
+    expected = {
+        WRAPPER.sub('', name): torch.empty(shapes[parameter], device='meta')
+        for name, parameter in named.items()
+    }
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                expected[WRAPPER.sub('', f'{prefix}.{name}')] = buffer
+    if any(name.endswith('_flat_param') for name in checkpoint):
+        expected = {name: checkpoint.get(name, tensor) for name, tensor in expected.items()}
+        expected |= {name: value for name, value in checkpoint.items() if '_flat_param' in name}
+    return expected
 
 
 def get_random_states() -> dict:

@@ -47,19 +47,19 @@ class DataCheckHook(Hook):
         self._said: set = set()
 
     def before_train(self, runner: Runner) -> None:
-        splits = dict(train=runner.train_dataloader)
-        if runner.val_loop is not None:
-            splits['val'] = runner.val_dataloader
-        self._check(runner, splits)
         loop = runner.train_loop
+        splits = dict(train=loop.dataloader)
+        if runner.val_loop is not None:
+            splits['val'] = runner.val_loop.dataloader
+        self._check(runner, splits)
         if hasattr(loop, 'dataloader_iterator'):  # its workers may have been started before
-            loop.dataloader_iterator = type(loop.dataloader_iterator)(runner.train_dataloader)
+            loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)
 
     def before_val(self, runner: Runner) -> None:
-        self._check(runner, dict(val=runner.val_dataloader))
+        self._check(runner, dict(val=runner.val_loop.dataloader))
 
     def before_test(self, runner: Runner) -> None:
-        self._check(runner, dict(test=runner.test_dataloader))
+        self._check(runner, dict(test=runner.test_loop.dataloader))
 
     def _check(self, runner: Runner, loaders: dict[str, Any]) -> None:
         new = {split: loader for split, loader in loaders.items() if split not in self._said}

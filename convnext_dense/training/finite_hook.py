@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from ..layer_decay import FSDP, WRAPPER
 from ..registry import HOOKS
 
 
@@ -59,41 +60,47 @@ class FiniteHook(Hook):
     def _describe(self, runner: Runner, loss: Tensor) -> str:
         rate = max(group['lr'] for group in runner.optim_wrapper.optimizer.param_groups)
         here = '' if get_world_size() == 1 else f' (process {get_rank()})'
+        # In all processes, whose forwards may wait for each other (SyncBN, FSDP).
+        cause = first_not_finite(runner.model, self.batch)
+        if loss.isfinite().all():
+            return f'iteration {runner.iter + 1}: the loss of another process is not finite'
         lines = [
             f'iteration {runner.iter + 1}: the loss is {loss.item()}{here}, the largest learning '
-            f'rate {rate:.3g}. The weights were not changed by it'
+            f'rate {rate:.3g}. The weights were not changed by it',
+            cause,
         ]
-        lines.append(first_not_finite(runner.model, self.batch))
         lines += [f'  image: {path}' for path in image_paths(self.batch)]
         return '\n'.join(lines)
 
 
 def first_not_finite(model: Any, batch) -> str:
     """Run a batch once more, and tell where the first NaN or infinity comes from."""
+    whole = model
     while is_model_wrapper(model):
         model = model.module
     names = {module: name for name, module in model.named_modules() if not list(module.children())}
     spoilt = [name for name, value in model.named_parameters() if not value.isfinite().all()]
-    if spoilt:
-        return f'{len(spoilt)} weights were not finite before it, such as {spoilt[0]}'
     where: list[str] = []
 
     def look(module, inputs, output):
         if not where and not _all_finite(output):
             kind = 'are not finite' if not _all_finite(inputs) else 'are finite'
-            where.append(f'{names[module]} ({type(module).__name__}), whose inputs {kind}')
+            name = WRAPPER.sub('', names[module])
+            where.append(f'{name} ({type(module).__name__}), whose inputs {kind}')
 
     handles = [module.register_forward_hook(look) for module in names]
     try:
         with torch.no_grad():
             data = model.data_preprocessor(batch, True)
-            for values in data.values():
-                if not _all_finite(values):
-                    return 'the images are not finite after they were prepared'
-            model._run_forward(data, mode='loss')
+            # FSDP's units have their weights within the forward of the outermost alone
+            (whole if isinstance(whole, FSDP) else model)._run_forward(data, mode='loss')
     finally:
         for handle in handles:
             handle.remove()
+    if spoilt:
+        return f'{len(spoilt)} weights were not finite before it, such as {spoilt[0]}'
+    if not _all_finite(data):
+        return 'the images are not finite after they were prepared'
     if where:
         return f'the first output that is not finite: {where[0]}'
     return 'run again, all outputs of its modules are finite: the loss itself is not'

@@ -8,18 +8,21 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
+from mmengine.registry import RUNNERS
 
 from ..config_names import read_config
 from ..data.checking import annotation_problems
 from ..data.locating import data_paths, move_data
 from ..data.problems import refuse
 from ..errors import ConfigError
+from .config_keys import check_keys, check_options, is_flexible
+from .work_dir import check_checkpoint
 
 LOGGED = re.compile(r'Iter\((\w+)\) \[ *(\d+)/(\d+)\](?:.* loss: ([\d.]+))?')
 
@@ -48,12 +51,15 @@ def load_config(
         options: dotted key -> value.
 
     Raises:
-        ConfigError: there is no such config, or files of one of the splits are missing.
+        ConfigError: there is no such config, it has keys that nothing would read, or files of one
+            of the splits are missing.
     """
     cfg = read_config(path)
     if data_root:
         move_data(cfg, data_root)
+    check_options(cfg, options or {})
     cfg.merge_from_dict(options or {})
+    check_keys(cfg)
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     missing = [file for split in splits for file in data_paths(cfg, split) if not file.exists()]
@@ -65,13 +71,6 @@ def load_config(
             'or name their folder: --data-root FOLDER'
         )
     return cfg
-
-
-def check_data(cfg: Config) -> None:
-    """Put DataCheckHook into a config that does not have it, nor has it turned off."""
-    hooks = cfg.setdefault('default_hooks', {})
-    if 'DataCheckHook' not in repr(cfg.get('custom_hooks')):
-        hooks.setdefault('data_check', dict(type='convnext_dense.DataCheckHook'))
 
 
 @contextlib.contextmanager
@@ -108,12 +107,43 @@ def fit_to_machine(cfg: Config) -> None:
         if not is_distributed():  # MMEngine would select a GPU before it does this
             torch.distributed.init_process_group('gloo')
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-        wrapper.update(find_unused_parameters=cfg.get('find_unused_parameters', False))
-        cfg.setdefault('model_wrapper_cfg', wrapper)
+        if not is_flexible(cfg):
+            wrapper.update(find_unused_parameters=cfg.get('find_unused_parameters', False))
+            cfg.setdefault('model_wrapper_cfg', wrapper)
+        elif (cfg.get('strategy') or {}).get('type', 'DDPStrategy') == 'DDPStrategy':
+            cfg.strategy = cfg.get('strategy') or dict(type='DDPStrategy')
+            cfg.strategy.model_wrapper = {**wrapper, **(cfg.strategy.get('model_wrapper') or {})}
         cfg.model = _with_plain_batch_norm(cfg.model)
         changes.append('processes communicate by gloo, SyncBN is BN')
     if changes and int(os.environ.get('RANK', 0)) == 0:
         print(f'No GPU here: {"; ".join(changes)}.')
+
+
+def build_runner(cfg: Config) -> Any:
+    """The runner of a config: MMEngine's, or another that ``runner_type`` names.
+
+    It has DataCheckHook, unless the config turns that off.
+
+    Raises:
+        WeightsError: the checkpoint that it begins with is not there, or not whole.
+        ConfigError: gradients are clipped under FSDP.
+    """
+    strategy, clip_grad = cfg.get('strategy') or {}, cfg.get('optim_wrapper', {}).get('clip_grad')
+    if 'FSDP' in str(strategy.get('type')) and clip_grad:
+        raise ConfigError(
+            'optim_wrapper.clip_grad: MMEngine clips the shards of each process by their own norm, '
+            'so that processes would scale the parts of one gradient differently. Under FSDP set '
+            'optim_wrapper.clip_grad=None'
+        )
+    checkpoint = cfg.get('load_from')
+    if checkpoint and '://' not in str(checkpoint):
+        check_checkpoint(checkpoint)
+    if is_flexible(cfg):
+        cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # it cannot be without
+    hooks = cfg.setdefault('default_hooks', {})
+    if 'DataCheckHook' not in repr(cfg.get('custom_hooks')):
+        hooks.setdefault('data_check', dict(type='convnext_dense.DataCheckHook'))
+    return RUNNERS.build(cfg)
 
 
 def _with_plain_batch_norm(value):

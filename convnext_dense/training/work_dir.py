@@ -4,40 +4,52 @@ the checkpoint to go on from."""
 import contextlib
 import fcntl
 import os
+import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from mmengine.fileio import LocalBackend, register_backend
-
 from ..errors import ConfigError, WeightsError
 from ..weights.reading import read
+from ..weights.zipcheck import check_zip
 
-BACKEND = 'convnext_dense.WholeFiles'  # for backend_args
+UNFINISHED, REPLACED = '.unfinished', '.replaced'  # endings of names
 
 
-@register_backend(BACKEND, force=True)
-class WholeFileBackend(LocalBackend):
-    """Local files, each of which is there whole or not at all, whenever the process ends."""
+def unfinished(path: str | Path) -> Path:
+    """Where a checkpoint is written, to be put into its place by ``put_in_place``."""
+    return Path(f'{path}{UNFINISHED}')
 
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write ``obj`` beside the file, and put it into its place when it is on the disk.
 
-        Raises:
-            OSError: it cannot be written; what was at ``filepath`` before is still there.
-        """
-        path = Path(filepath)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f'{path.name}.unfinished')
-        try:
-            with open(unfinished, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+def put_in_place(path: str | Path) -> None:
+    """Give a checkpoint its name once it is on the disk. So there is none of that name, the older
+    or the newer one, and never a part of it, whenever the process ends.
+
+    A folder that is there already is renamed first, and removed afterwards.
+
+    Raises:
+        OSError: it cannot be written; what was at ``path`` before is still there.
+    """
+    path, source = Path(path), unfinished(path)
+    for file in source.rglob('*') if source.is_dir() else [source]:
+        if file.is_file():
+            with open(file, 'rb') as opened:
+                os.fsync(opened.fileno())
+    replaced = Path(f'{path}{REPLACED}')
+    if path.is_dir():
+        remove(replaced)
+        os.replace(path, replaced)
+    os.replace(source, path)
+    remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """A file or folder, where it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class RemovesLater:
@@ -59,7 +71,7 @@ class RemovesLater:
         for path in self.paths:
             if path == kept:
                 continue
-            if self.backend.isdir(path):  # DeepSpeed's checkpoints are folders
+            if self.backend.isdir(path):  # of DeepSpeed, and of FSDP by default
                 self.backend.rmtree(path)
             elif self.backend.isfile(path):
                 self.backend.remove(path)
@@ -110,7 +122,7 @@ def latest_checkpoint(work_dir: str | Path, say=print) -> Path | None:
     folder, failed = Path(work_dir), []
     for path in _candidates(folder):
         try:
-            read(path)
+            check_checkpoint(path)
         except WeightsError as error:
             failed.append(path)
             say(f'{path} cannot be read, an older checkpoint is looked for: {error}')
@@ -121,6 +133,29 @@ def latest_checkpoint(work_dir: str | Path, say=print) -> Path | None:
     return None
 
 
+def check_checkpoint(path: str | Path) -> None:
+    """
+    Args:
+        path: a file; or a folder, as DeepSpeed and FSDP write them: then its files are looked at.
+
+    Raises:
+        WeightsError: it is not there, or not whole.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        read(path)
+        return
+    files = [file for file in sorted(path.rglob('*')) if file.suffix in ('.pt', '.pth')]
+    if not files:
+        raise WeightsError(f'{path} is a folder without files of weights (.pt, .pth)')
+    for file in files:
+        try:
+            with open(file, 'rb') as opened, zipfile.ZipFile(opened) as archive:
+                check_zip(opened, archive)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise WeightsError(f'{file} is damaged or cut short ({error})') from None
+
+
 def _candidates(folder: Path) -> Iterator[Path]:
     named = None
     with contextlib.suppress(OSError):
@@ -129,9 +164,15 @@ def _candidates(folder: Path) -> Iterator[Path]:
     if named:
         beside = folder / named.name
         named = beside if beside.exists() else named
-        if named.is_file():
+        if named.exists():
             yield named
-    others = [path for pattern in ('epoch_*.pth', 'iter_*.pth') for path in folder.glob(pattern)]
+    endings = '.pth', f'.pth{REPLACED}'
+    others = [
+        path
+        for kind in ('epoch', 'iter')
+        for ending in endings
+        for path in folder.glob(f'{kind}_*{ending}')
+    ]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
         if path != named:
             yield path

@@ -72,7 +72,10 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     names = [
         name
         for name, tensor in tensors.items()
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all()
+        # not FSDP's ShardedTensor, whose shards are here as tensors too
+        if type(tensor) in (Tensor, nn.Parameter)
+        and tensor.is_floating_point()
+        and not tensor.isfinite().all()
     ]
     if names:
         raise WeightsError(
@@ -112,6 +115,7 @@ def check_names(
     state_dict: Mapping[str, Tensor],
     heads_may_differ: bool,
     may_differ: Sequence[str] = (),
+    expected: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
     """Compare names and shapes of a whole model with those of a checkpoint.
 
@@ -121,6 +125,7 @@ def check_names(
         heads_may_differ: layers outside the backbone may have another number of outputs (classes).
         may_differ: beginnings of names outside the backbone. Tensors below them may be missing,
             unknown, or of any shape.
+        expected: names and tensors of the model (default: those that it has).
 
     Returns:
         A warning for each part in ``may_differ``, and for each tensor that differs in its number of
@@ -132,7 +137,7 @@ def check_names(
             nor the checkpoint.
     """
     given = {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
-    expected = model.state_dict()
+    expected = model.state_dict() if expected is None else expected
     backbones = [
         name
         for name, module in model.named_modules()
