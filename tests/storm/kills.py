@@ -26,12 +26,11 @@ from convnext_dense import config
 from convnext_dense.data.locating import SPLITS
 from convnext_dense.demo.scenes import write
 from convnext_dense.printing import markdown_table, progress
-from convnext_dense.training.work_dir import latest_checkpoint
+from convnext_dense.training.work_dir import latest_checkpoint, unfinished
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS, INTERVAL = 60, 5  # of a training; between two checkpoints
 LIMIT = 900  # seconds, for a run to end or to reach the moment of its kill
-UNFINISHED = '.unfinished'  # ending of a checkpoint's name while it is written
 SHARED = 'state_dict', 'optimizer', 'param_schedulers', 'random_states'  # compared bit for bit
 LOGGED = re.compile(rf'Iter\(train\) +\[ *(\d+)/{ITERATIONS}\]')
 RESUMED = re.compile(r'resumed epoch: \d+, iter: (\d+)')
@@ -307,7 +306,7 @@ class Run:
             return time.monotonic() > self.started + kill.at
         if kill.moment == 'training' or kill.how == FULL:
             return self.reached >= kill.at - 1
-        return Path(self.training.folder, f'iter_{kill.at:.0f}.pth{UNFINISHED}').exists()
+        return unfinished(self.training.folder / f'iter_{kill.at:.0f}.pth').exists()
 
     def _strike(self, kill: Kill) -> None:
         children = ranks(self.process.pid)
