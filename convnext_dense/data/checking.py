@@ -261,6 +261,8 @@ def check_all(cfg: Config, jobs: int, ignored: set[int]) -> list[Report]:
             continue
         read = _all_of_coco if kind == COCO else _all_label_maps
         paths, classes, problems = read(leaf, splits, jobs, ignored)
+        if not paths and not problems:
+            problems.append(Problem('no images', source))
         if kind == COCO:
             for split in splits.split(', '):
                 problems += evaluator_problems(cfg, split, leaf)
@@ -374,12 +376,15 @@ def _all_label_maps(leaf, title: str, jobs: int, ignored: set[int]):
 
 
 def annotation_problems(cfg: Config) -> list[Problem]:
-    """What is wrong in the annotation files that a config reads; no image is looked at."""
+    """What is wrong in the annotation files and folders that a config reads; no image is looked
+    at."""
     problems = []
     for _, leaf in data_sets(cfg):
         if kind_of(leaf) == COCO and _is_plain_coco(leaf):
             path, folder = str(leaf.ann_file), image_folder(leaf)
             problems += coco.read(path, classes_of(leaf), has_masks(leaf), folder).problems
+        elif kind_of(leaf) == LABEL_MAPS and not leaf.load_data_list():
+            problems.append(Problem('no images', source_of(leaf)))
     return problems
 
 

@@ -117,6 +117,8 @@ def read(path: str, classes: Sequence[str], with_mask: bool, folder: str | Path)
             for i, entry in enumerate(listed)
             if _has_keys(entry, name, i, keys, path, problems)
         ]
+    if not content['images']:
+        problems.append(Problem('no images', path))
     problems += class_problems(path, entries['categories'], classes)
     problems += _repeated_ids(path, entries)
     names = {category['id']: category['name'] for category in entries['categories']}

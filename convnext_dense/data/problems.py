@@ -15,6 +15,8 @@ REFUSED = {
     'number of classes': "set num_classes of these heads to the number of the data's classes, or "
     'the classes (metainfo) to those that the heads were made for',
     'missing file': 'put the file there, or take its entry out of the list',
+    'no images': 'name a file or folder that has some; of images without objects none is left for '
+    'training, unless filter_empty_gt=False',
     'unreadable file': 'replace the file, or take its entry out of the list',
     'sizes differ': 'annotate the image as it lies on the disk. Where its EXIF data turn it: save '
     "it turned and without them, or read it as it is with color_type='color_ignore_orientation' "

@@ -84,7 +84,7 @@ def annotations_explained(cfg: Config) -> Iterator[None]:
         while chain:
             frames += [frame.name for frame in traceback.extract_tb(chain.__traceback__)]
             chain = chain.__cause__ or chain.__context__
-        if 'load_data_list' in frames:
+        if 'full_init' in frames:  # which reads and serializes the list
             refuse(annotation_problems(cfg))
         raise
 
