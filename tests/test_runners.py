@@ -67,7 +67,7 @@ def test_fsdp_trains_resumes_and_equals_ddp(scenes, tmp_path):
     leaf = re.search(r'```python my_fsdp.py\n.*?\)\n(.*?)```', PAGE, re.DOTALL)[1]
     config, local = tmp_path / 'my_fsdp.py', tmp_path / 'local.py'
     config.write_text(f"_base_ = '{ROOT / DEMO['coco']}'\n{leaf}")
-    local.write_text(f"_base_ = 'my_fsdp.py'\nstrategy = dict(state_dict_cfg='local')\n")
+    local.write_text("_base_ = 'my_fsdp.py'\nstrategy = dict(state_dict_cfg='local')\n")
     two = '--standalone', '--nproc_per_node', '2'
     states = {}
     for name, options in (
