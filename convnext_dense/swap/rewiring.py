@@ -65,19 +65,19 @@ def rewire_neck(edits: Edits, path: KeyPath, exchange: Exchange) -> None:
             edits.set((*path, key), neck[key] - left_out, why)
 
 
-def rewire_heads(edits: Edits, owner: KeyPath, exchange: Exchange) -> None:
+def rewire_heads(edits: Edits, exchange: Exchange) -> None:
     """Rewire all heads, unless they are given maps of the same widths in the same places.
 
     Raises:
         ConfigError: a head has been told the strides of its maps, and they are others now.
     """
     old, new, places = exchange
-    part = at(edits.cfg, owner)
-    _check_strides(part, owner, exchange)
+    part = edits.cfg
+    _check_strides(part, exchange)
     same_widths = [channels for channels, _ in old] == [channels for channels, _ in new]
     if not same_widths or any(i != k for i, k in places.items()):
         for key in heads(part):
-            rewire(edits, (*owner, key), exchange)
+            rewire(edits, (key,), exchange)
 
 
 def heads(part: dict) -> list[str]:
@@ -85,7 +85,7 @@ def heads(part: dict) -> list[str]:
     return [key for key in part if key not in NOT_FED and 'backbone' not in key]
 
 
-def _check_strides(part: dict, owner: KeyPath, exchange: Exchange) -> None:
+def _check_strides(part: dict, exchange: Exchange) -> None:
     """Heads place anchors and regions by the strides that they are told."""
     before = [exchange.old[i].stride for i in exchange.places]
     now = [exchange.new[k].stride for k in exchange.places.values()]
@@ -95,7 +95,7 @@ def _check_strides(part: dict, owner: KeyPath, exchange: Exchange) -> None:
         told = bool(path) and str(path[-1]).endswith('strides') and bool(value)
         if told and not {'backbone', 'neck'} & {*path}:
             raise ConfigError(
-                f'{dotted((*owner, *path))} is {value}, but the maps at strides {before} would be '
+                f'{dotted(path)} is {value}, but the maps at strides {before} would be '
                 f'at {now}: boxes would be misplaced. Leave output_stride out, and it stays as the '
                 'old backbone has it'
             )

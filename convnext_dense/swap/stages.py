@@ -1,16 +1,36 @@
-"""Which maps of the old backbone are read, and which stage of ConvNeXt replaces each of them."""
+"""Which maps of a backbone are read, and which stage of ConvNeXt replaces each of them."""
 
-import copy
 import math
 from collections.abc import Sequence
-
-from mmengine.config import Config
+from typing import NamedTuple
 
 from ..errors import ConfigError
-from .editing import Edits, KeyPath, at
-from .measuring import STRIDES, Map, measure_neck
+from .editing import Edits
+from .measuring import STRIDES, Map, measure_backbone, measure_neck
 from .rewiring import Exchange, heads, rewire_neck
 from .widths import find_widths
+
+
+class Measured(NamedTuple):
+    """A part of a model, that with the backbone and the heads, as it was run."""
+
+    part: dict
+    maps: Sequence[Map]  # that the backbone emits
+    frozen: bool  # the backbone as a whole
+    # Indices of the maps that the neck or a head reads. ConvNeXt is not to emit the others: the
+    # norm of a map that nothing reads gets no gradient, at which distributed training stops.
+    read: list[int]
+    outputs: Sequence[Map] | None  # of the neck; None without one, or if it cannot be run
+    neck_error: str = ''  # why it cannot
+
+    @property
+    def backbone(self) -> str:
+        return self.part['backbone']['type']
+
+    @property
+    def beyond(self) -> int:
+        """Number of maps beyond ConvNeXt's deepest stride. They come last."""
+        return sum(stride > STRIDES[-1] for _, stride in self.maps)
 
 
 def choose_stages(strides: Sequence[int]) -> tuple[list[int], int]:
@@ -33,34 +53,37 @@ def choose_stages(strides: Sequence[int]) -> tuple[list[int], int]:
     return stages, output_stride
 
 
-def find_read_maps(
-    edits: Edits, owner: KeyPath, maps: Sequence[Map]
-) -> tuple[list[int], list[Map] | None]:
-    """Indices of the maps that the neck or a head reads, and what the neck makes of all maps.
+def measure(
+    part: dict, maps: Sequence[Map] | None = None, frozen: bool | None = None
+) -> Measured:
+    """Run the backbone of a part of a model, and its neck on the maps.
 
-    ConvNeXt is not to emit the others: the norm of a map that nothing reads gets no gradient, at
-    which distributed training stops. The outputs are None without a neck, or if it cannot be run.
+    Args:
+        maps, frozen: of the backbone, if they are known.
+
+    Raises:
+        ConfigError: the backbone cannot be built or run.
     """
-    part, every = at(edits.cfg, owner), list(range(len(maps)))
-    neck = part.get('neck')
+    if maps is None or frozen is None:
+        maps, frozen = measure_backbone(part['backbone'])
+    neck, every = part.get('neck'), list(range(len(maps)))
     if not neck:
-        return _read_by_heads(part, maps), None
+        return Measured(part, maps, frozen, _read_by_heads(part, maps), None)
     try:
         outputs, used = measure_neck(neck, maps)
     except ConfigError as error:
-        edits.warn(f'{error}. It is taken to read all maps and to emit the same ones as before')
-        return every, None
+        return Measured(part, maps, frozen, every, None, str(error))
     read = [i for i in every if used[i]] or every
     read = every[read[0] : read[-1] + 1]
     # NAS-FCOS's neck looks at the sizes of maps that it does not use: can it do without them?
-    trial, fewer = Edits(Config(dict(neck=copy.deepcopy(neck)))), [maps[i] for i in read]
+    trial, fewer = Edits(dict(neck=neck)), [maps[i] for i in read]
     exchange = Exchange(maps, fewer, {i: k for k, i in enumerate(read)})
     rewire_neck(trial, ('neck', 0) if isinstance(neck, list) else ('neck',), exchange)
     try:
-        unchanged = measure_neck(trial.cfg.neck, fewer)[0] == outputs
+        unchanged = measure_neck(trial.cfg['neck'], fewer)[0] == outputs
     except ConfigError:
         unchanged = False
-    return read if unchanged else every, outputs
+    return Measured(part, maps, frozen, read if unchanged else every, outputs)
 
 
 def _read_by_heads(part: dict, maps: Sequence[Map]) -> list[int]:

@@ -1,0 +1,241 @@
+"""The changes that put ConvNeXt into a model, by the kind of the model.
+
+``choose_case`` picks one of five functions. Each takes what was measured of the model and the
+ConvNeXt that is wanted, and returns the changes; it changes neither.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..errors import ConfigError
+from ..inference.building import build
+from .editing import Edits
+from .measuring import STRIDES, Map, measure_neck
+from .new_backbone import Target, set_backbone
+from .rewiring import Exchange, rewire, rewire_heads, rewire_neck
+from .stages import Measured, choose_stages, measure
+from .widths import find_widths
+
+Case = Callable[[Measured, Target], Edits]
+
+
+def choose_case(measured: Measured) -> Case:
+    """The function for a model.
+
+    Raises:
+        ConfigError: its backbone emits vectors.
+    """
+    if _is_decoder(measured.maps):
+        return replace_decoder
+    if len(measured.maps) > 1 and len({*measured.maps}) == 1:
+        return replace_plain_vit
+    if any(stride == 0 for _, stride in measured.maps):
+        raise ConfigError(
+            f'{measured.backbone} emits vectors, not maps: there is no dense prediction to swap it '
+            'in'
+        )
+    if measured.beyond:
+        return replace_levels_beyond_32
+    return replace_c4 if _untold_shared_head(measured) else replace_ordinary
+
+
+def replace_ordinary(measured: Measured, target: Target) -> Edits:
+    """The neck is rewired by an ``Exchange`` of the backbone's maps, the heads by one of the neck's
+    outputs; without a neck the heads are rewired by that of the backbone's maps."""
+    edits = Edits(measured.part)
+    exchange: Exchange | None = _replace_backbone(edits, measured, target)
+    neck = measured.part.get('neck')
+    if neck:
+        path = ('neck', 0) if isinstance(neck, list) else ('neck',)
+        exchange = _follow_neck(edits, measured, path, exchange, exchange.new)
+    if exchange:
+        rewire_heads(edits, exchange)
+    return edits
+
+
+def replace_levels_beyond_32(measured: Measured, target: Target) -> Edits:
+    """A neck before the neck makes the maps beyond ConvNeXt's last of its last."""
+    edits = Edits(measured.part)
+    given = _replace_backbone(edits, measured, target).new
+    neck, old, read = measured.part.get('neck'), measured.maps, measured.read
+    width = neck.get('out_channels', 256) if isinstance(neck, dict) else 256
+    strides = [old[i].stride for i in read]
+    mapper = dict(
+        type='ChannelMapper',
+        in_channels=[channels for channels, _ in given],
+        kernel_size=1,
+        out_channels=width,
+        act_cfg=None,
+        num_outs=len(strides),
+    )
+    necks = neck if isinstance(neck, list) else [neck] if neck else []
+    why = f'stride {max(strides)} is beyond ConvNeXt: one convolution of stride 2 makes the map'
+    edits.set(('neck',), [mapper, *necks], why)
+    edits.adapters.append(f'extra level at stride {max(strides)}')
+    maps = [Map(width, stride) for stride in strides]
+    exchange: Exchange | None = Exchange(old, maps, {i: k for k, i in enumerate(read)})
+    _tell_other_strides(edits, exchange)
+    if neck:
+        exchange = _follow_neck(edits, measured, ('neck', 1), exchange, given)
+    if exchange:
+        rewire_heads(edits, exchange)
+    return edits
+
+
+def replace_plain_vit(measured: Measured, target: Target) -> Edits:
+    """The maps of a plain ViT are alike in size. A neck that makes a pyramid of them goes, and the
+    maps of the pyramid are replaced. Without such a neck ConvNeXt's deepest maps replace them:
+
+        (384, 16), (384, 16), (384, 16)   ->   (384, 8), (384, 16), (384, 32)
+    """
+    edits, maps = Edits(measured.part), measured.maps
+    neck = measured.part.get('neck')
+    pyramid = measure_neck(neck, maps)[0] if neck else maps
+    if len({*pyramid}) > 1:
+        why = 'it made a pyramid of maps of one stride, and ConvNeXt emits a pyramid'
+        edits.set(('neck',), None, why)
+        edits.adapters.append('neck that made a pyramid of ViT maps removed')
+    elif len(maps) > len(STRIDES):
+        raise ConfigError(
+            f'{measured.backbone} emits {len(maps)} maps alike in size; ConvNeXt has {len(STRIDES)}'
+        )
+    else:
+        pyramid = [Map(m.channels, stride) for m, stride in zip(maps, STRIDES[-len(maps) :])]
+    if edits.cfg.get('neck'):
+        as_pyramid = measured._replace(maps=pyramid)
+    else:
+        as_pyramid = measure(edits.cfg, pyramid, measured.frozen)
+    edits.take(choose_case(as_pyramid)(as_pyramid, target))
+    return edits
+
+
+def replace_decoder(measured: Measured, target: Target) -> Edits:
+    """A backbone that is encoder and decoder in one, such as U-Net: the head reads all of
+    ConvNeXt's maps instead, resized and concatenated.
+
+    Raises:
+        ConfigError: there is more than one head, or a neck.
+    """
+    edits, part = Edits(measured.part), measured.part
+    if not isinstance(part.get('decode_head'), dict) or part.get('neck'):
+        raise ConfigError(
+            f'{measured.backbone} emits its maps from deep to shallow; only a single decode_head '
+            "without a neck can be given ConvNeXt's instead"
+        )
+    edits.adapters.append('decoder of the backbone replaced by concatenated maps')
+    stages, output_stride = [0, 1, 2, 3], target.output_stride or STRIDES[-1]
+    new = target.maps(stages, output_stride)
+    dims, strides = [channels for channels, _ in new], [stride for _, stride in new]
+    set_backbone(edits, target, stages, output_stride, measured.frozen)
+    edits.update(
+        ('decode_head',),
+        'the old backbone had a decoder; ConvNeXt has not: the maps are resized to the first and '
+        'concatenated',
+        in_channels=dims,
+        in_index=stages,
+        input_transform='resize_concat',
+    )
+    path, auxiliary = ('auxiliary_head',), part.get('auxiliary_head') or []
+    paths = [(*path, i) for i in range(len(auxiliary))] if isinstance(auxiliary, list) else [path]
+    for path in paths:
+        why = 'the auxiliary head reads the third stage, as in the official recipes'
+        edits.update(path, why, in_channels=dims[2], in_index=2)
+    edits.warn(
+        f'heads read maps at strides {[stride for _, stride in measured.maps]} before and at '
+        f'strides {strides} now: their output is coarser'
+    )
+    return edits
+
+
+def replace_c4(measured: Measured, target: Target) -> Edits:
+    """C4 models run the last stage of the old backbone on each region. It goes: ConvNeXt runs its
+    own last stage on the image, and regions are cut out at the size that the shared head left."""
+    edits, side = Edits(measured.part), 16
+    exchange = _replace_backbone(edits, measured, target)
+    old, new, _ = exchange
+    regions = edits.cfg['roi_head']
+    with torch.no_grad():
+        region = torch.zeros(1, old[0].channels, side, side, device='meta')
+        _, channels, left, _ = build(regions['shared_head'], 'meta')(region).shape
+    why = (
+        'it was the last stage of the old backbone; ConvNeXt runs its own on the image, at stride '
+        f'{new[0].stride}'
+    )
+    edits.set(('roi_head', 'shared_head'), None, why)
+    edits.adapters.append('shared head removed')
+    for key, part in list(regions.items()):
+        if not isinstance(part, dict):
+            continue
+        rewire(edits, ('roi_head', key), Exchange([Map(channels, 0)], new, {0: 0}))
+        layer = part.get('roi_layer')
+        if layer and isinstance(layer.get('output_size'), int):
+            size = layer['output_size'] * left // side
+            why = 'the size that the shared head left'
+            edits.set(('roi_head', key, 'roi_layer', 'output_size'), size, why)
+    rewire_heads(edits, exchange)
+    return edits
+
+
+# ---- steps of these ----
+
+
+def _replace_backbone(edits: Edits, measured: Measured, target: Target) -> Exchange:
+    """Put ConvNeXt in, and return the exchange of the maps up to its deepest stride."""
+    old, read, beyond = measured.maps, measured.read, measured.beyond
+    strides = [stride for _, stride in old]
+    stage_of, output_stride = choose_stages(strides[: len(strides) - beyond])
+    output_stride = target.output_stride or output_stride
+    replaced = {i: stage_of[i] for i in read if i < len(stage_of)}
+    stages = sorted({*replaced.values()})
+    if measured.part.get('neck') and len(stages) + beyond < len(read):
+        raise ConfigError(
+            f'the neck reads maps at strides {strides}, of which ConvNeXt has only {STRIDES}'
+        )
+    set_backbone(edits, target, stages, output_stride, measured.frozen)
+    new = target.maps(stages, output_stride)
+    exchange = Exchange(old, new, {i: stages.index(stage) for i, stage in replaced.items()})
+    if not beyond:
+        _tell_other_strides(edits, exchange)
+    return exchange
+
+
+def _follow_neck(
+    edits: Edits, measured: Measured, path: tuple, exchange: Exchange, given: Sequence[Map]
+) -> Exchange | None:
+    """Rewire the neck at ``path``, and return the exchange of what all necks make of ``given``.
+
+    None if the old neck could not be run: it is taken to emit the same maps as before.
+    """
+    rewire_neck(edits, path, exchange)
+    outputs = measured.outputs
+    if outputs is None:
+        return None
+    now = measure_neck(edits.cfg['neck'], given)[0]
+    if len(outputs) != len(now):
+        raise ConfigError(f'the neck emitted {len(outputs)} maps and now {len(now)}')
+    return Exchange(outputs, now, {i: i for i in range(len(now))})
+
+
+def _tell_other_strides(edits: Edits, exchange: Exchange) -> None:
+    for i, k in exchange.places.items():
+        before, now = exchange.old[i].stride, exchange.new[k].stride
+        if before != now:
+            edits.adapters.append('other stride')
+            edits.warn(
+                f'a head or neck read a map at stride {before} and reads one at stride {now}'
+            )
+
+
+def _is_decoder(maps: Sequence[Map]) -> bool:
+    """Whether maps come from deep to shallow, as U-Net's decoder emits them."""
+    strides = [stride for _, stride in maps]
+    return len(strides) > 1 and strides == sorted(set(strides), reverse=True)
+
+
+def _untold_shared_head(measured: Measured) -> bool:
+    """Whether there is a shared head that is not told the widths of its maps. Others can stay."""
+    regions = measured.part.get('roi_head')
+    shared = regions.get('shared_head') if isinstance(regions, dict) else None
+    untold = bool(shared) and not list(find_widths(shared, (), measured.maps))
+    return untold and not measured.part.get('neck')
