@@ -2,12 +2,16 @@
 
 import argparse
 import contextlib
+import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 
+import mmengine
 import torch
 from mmengine.config import DictAction
 
+from .. import __version__
 from ..errors import ConfigError, WeightsError
 
 
@@ -43,8 +47,28 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Errors that this package raises on purpose end the command with their message alone."""
+    """Errors end the command with a message: its text alone if this package raises it on purpose,
+    else what to report."""
     try:
         yield
     except (ConfigError, WeightsError) as error:
         sys.exit(f'\n{type(error).__name__}: {error}')
+    except Exception as error:
+        sys.exit(unforeseen(error))
+
+
+def unforeseen(error: Exception) -> str:
+    """A screen that says of an error where it came from and what to report."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f'  {frame.filename}:{frame.lineno} in {frame.name}' for frame in frames[-6:]]
+    message = str(error).strip() or '(no message)'
+    lines = [
+        f'\nThis was not foreseen: {type(error).__name__}: {message[:1000]}',
+        f'command: {shlex.join(sys.argv)}',
+        'place (the last line is where it happened):',
+        *places,
+        f'convnext_dense {__version__}, torch {torch.__version__}, mmengine {mmengine.__version__}',
+        'If the place is in code of yours, the fault may be there. If not, please report these '
+        'lines, with the config or the part of it that they are about.',
+    ]
+    return '\n'.join(lines)

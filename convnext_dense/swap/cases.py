@@ -10,10 +10,10 @@ import torch
 
 from ..errors import ConfigError
 from ..inference.building import build
-from .editing import Edits
-from .measuring import STRIDES, Map, measure_neck
+from .editing import Edits, KeyPath, at
+from .measuring import STRIDES, Emitted, Map, measure_neck, of_mmdet
 from .new_backbone import Target, set_backbone
-from .rewiring import Exchange, rewire, rewire_heads, rewire_neck
+from .rewiring import Exchange, check_strides, heads, rewire, rewire_heads, rewire_neck
 from .stages import Measured, choose_stages, measure
 from .widths import find_widths
 
@@ -28,16 +28,21 @@ def choose_case(measured: Measured) -> Case:
     """
     if _is_decoder(measured.maps):
         return replace_decoder
-    if len(measured.maps) > 1 and len({*measured.maps}) == 1:
+    if _is_plain_vit(measured):
         return replace_plain_vit
     if any(stride == 0 for _, stride in measured.maps):
         raise ConfigError(
             f'{measured.backbone} emits vectors, not maps: there is no dense prediction to swap it '
             'in'
         )
+    if measured.tensor and measured.part.get('neck'):
+        raise ConfigError(
+            f'{measured.backbone} emits one tensor, which its neck takes as it is; ConvNeXt emits '
+            'a tuple of maps. Give the config a neck that takes a tuple, such as FPN'
+        )
     if measured.beyond:
         return replace_levels_beyond_32
-    return replace_c4 if _untold_shared_head(measured) else replace_ordinary
+    return replace_c4 if _untold_shared_heads(measured) else replace_ordinary
 
 
 def replace_ordinary(measured: Measured, target: Target) -> Edits:
@@ -62,7 +67,7 @@ def replace_levels_beyond_32(measured: Measured, target: Target) -> Edits:
     width = neck.get('out_channels', 256) if isinstance(neck, dict) else 256
     strides = [old[i].stride for i in read]
     mapper = dict(
-        type='ChannelMapper',
+        type=of_mmdet('ChannelMapper'),
         in_channels=[channels for channels, _ in given],
         kernel_size=1,
         out_channels=width,
@@ -73,7 +78,7 @@ def replace_levels_beyond_32(measured: Measured, target: Target) -> Edits:
     why = f'stride {max(strides)} is beyond ConvNeXt: one convolution of stride 2 makes the map'
     edits.set(('neck',), [mapper, *necks], why)
     edits.adapters.append(f'extra level at stride {max(strides)}')
-    maps = [Map(width, stride) for stride in strides]
+    maps = measure_neck(mapper, given)[0]
     exchange: Exchange | None = Exchange(old, maps, {i: k for k, i in enumerate(read)})
     _tell_other_strides(edits, exchange)
     if neck:
@@ -84,16 +89,19 @@ def replace_levels_beyond_32(measured: Measured, target: Target) -> Edits:
 
 
 def replace_plain_vit(measured: Measured, target: Target) -> Edits:
-    """The maps of a plain ViT are alike in size. A neck that makes a pyramid of them goes, and the
-    maps of the pyramid are replaced. Without such a neck ConvNeXt's deepest maps replace them:
+    """The maps of a plain ViT are alike in size, or there is only one. A neck that makes a pyramid
+    of them goes, and the maps of the pyramid are replaced; an FPN takes its place where the heads
+    take maps of one width. Without such a neck ConvNeXt's deepest maps replace them:
 
         (384, 16), (384, 16), (384, 16)   ->   (384, 8), (384, 16), (384, 32)
     """
     edits, maps = Edits(measured.part), measured.maps
     neck = measured.part.get('neck')
-    pyramid = measure_neck(neck, maps)[0] if neck else maps
+    pyramid = measure_neck(neck, maps, measured.tensor)[0] if neck else maps
     if len({*pyramid}) > 1:
         why = 'it made a pyramid of maps of one stride, and ConvNeXt emits a pyramid'
+        if _take_one_width(measured.part, pyramid):
+            return _replace_pyramid_by_fpn(edits, measured._replace(maps=pyramid), target, why)
         edits.set(('neck',), None, why)
         edits.adapters.append('neck that made a pyramid of ViT maps removed')
     elif len(maps) > len(STRIDES):
@@ -102,10 +110,13 @@ def replace_plain_vit(measured: Measured, target: Target) -> Edits:
         )
     else:
         pyramid = [Map(m.channels, stride) for m, stride in zip(maps, STRIDES[-len(maps) :])]
+        exchange = Exchange(maps, pyramid, {i: i for i in range(len(maps))})
+        check_strides(measured.part, exchange)
+        _tell_other_strides(edits, exchange)
     if edits.cfg.get('neck'):
         as_pyramid = measured._replace(maps=pyramid)
     else:
-        as_pyramid = measure(edits.cfg, pyramid, measured.frozen)
+        as_pyramid = measure(edits.cfg, Emitted(pyramid, measured.frozen))
     edits.take(choose_case(as_pyramid)(as_pyramid, target))
     return edits
 
@@ -151,33 +162,44 @@ def replace_decoder(measured: Measured, target: Target) -> Edits:
 def replace_c4(measured: Measured, target: Target) -> Edits:
     """C4 models run the last stage of the old backbone on each region. It goes: ConvNeXt runs its
     own last stage on the image, and regions are cut out at the size that the shared head left."""
-    edits, side = Edits(measured.part), 16
+    edits = Edits(measured.part)
     exchange = _replace_backbone(edits, measured, target)
-    old, new, _ = exchange
-    regions = edits.cfg['roi_head']
-    with torch.no_grad():
-        region = torch.zeros(1, old[0].channels, side, side, device='meta')
-        _, channels, left, _ = build(regions['shared_head'], 'meta')(region).shape
-    why = (
-        'it was the last stage of the old backbone; ConvNeXt runs its own on the image, at stride '
-        f'{new[0].stride}'
-    )
-    edits.set(('roi_head', 'shared_head'), None, why)
+    for path in _untold_shared_heads(measured):
+        _drop_shared_head(edits, path, exchange)
     edits.adapters.append('shared head removed')
-    for key, part in list(regions.items()):
-        if not isinstance(part, dict):
-            continue
-        rewire(edits, ('roi_head', key), Exchange([Map(channels, 0)], new, {0: 0}))
-        layer = part.get('roi_layer')
-        if layer and isinstance(layer.get('output_size'), int):
-            size = layer['output_size'] * left // side
-            why = 'the size that the shared head left'
-            edits.set(('roi_head', key, 'roi_layer', 'output_size'), size, why)
     rewire_heads(edits, exchange)
     return edits
 
 
 # ---- steps of these ----
+
+
+def _replace_pyramid_by_fpn(edits: Edits, measured: Measured, target: Target, why: str) -> Edits:
+    """An FPN makes the levels of the pyramid, ``measured.maps``, of ConvNeXt's maps."""
+    pyramid, neck = measured.maps, measured.part['neck']
+    levels = [i for i, (_, stride) in enumerate(pyramid) if stride <= STRIDES[-1]]
+    given = _replace_backbone(edits, measured._replace(read=levels), target).new
+    fpn = dict(
+        type=of_mmdet('FPN'),
+        in_channels=[channels for channels, _ in given],
+        out_channels=pyramid[0].channels,
+        num_outs=len(pyramid),
+    )
+    fpn |= {key: neck[key] for key in ('norm_cfg', 'add_extra_convs') if neck.get(key)}
+    edits.set(('neck',), fpn, f'{why}; an FPN gives its maps the width that the heads take')
+    edits.adapters.append('neck that made a pyramid of ViT maps replaced by an FPN')
+    now = measure_neck(fpn, given)[0]
+    rewire_heads(edits, Exchange(pyramid, now, {i: i for i in range(len(now))}))
+    return edits
+
+
+def _take_one_width(part: dict, maps: Sequence[Map]) -> bool:
+    """Whether a head has a single ``in_channels`` for maps of all strides."""
+    return any(
+        key.path[-1] == 'in_channels' and isinstance(at(part, key.path), int) and not key.index_path
+        for head in heads(part)
+        for key in find_widths(part[head], (head,), maps)
+    )
 
 
 def _replace_backbone(edits: Edits, measured: Measured, target: Target) -> Exchange:
@@ -210,6 +232,7 @@ def _follow_neck(
     rewire_neck(edits, path, exchange)
     outputs = measured.outputs
     if outputs is None:
+        check_strides(edits.cfg, exchange)
         return None
     now = measure_neck(edits.cfg['neck'], given)[0]
     if len(outputs) != len(now):
@@ -227,15 +250,50 @@ def _tell_other_strides(edits: Edits, exchange: Exchange) -> None:
             )
 
 
+def _is_plain_vit(measured: Measured) -> bool:
+    """Whether maps are alike in size, or one from which the neck makes finer and coarser ones."""
+    maps, outputs = measured.maps, measured.outputs or []
+    if len(maps) > 1:
+        return len({*maps}) == 1
+    strides = {stride for _, stride in outputs}
+    return len(strides) > 1 and min(strides) < maps[0].stride
+
+
 def _is_decoder(maps: Sequence[Map]) -> bool:
     """Whether maps come from deep to shallow, as U-Net's decoder emits them."""
     strides = [stride for _, stride in maps]
     return len(strides) > 1 and strides == sorted(set(strides), reverse=True)
 
 
-def _untold_shared_head(measured: Measured) -> bool:
-    """Whether there is a shared head that is not told the widths of its maps. Others can stay."""
-    regions = measured.part.get('roi_head')
-    shared = regions.get('shared_head') if isinstance(regions, dict) else None
-    untold = bool(shared) and not list(find_widths(shared, (), measured.maps))
-    return untold and not measured.part.get('neck')
+def _untold_shared_heads(measured: Measured) -> list[KeyPath]:
+    """Paths of the RoI heads whose shared head is not told the widths of its maps. Others stay."""
+    regions = measured.part.get('roi_head') or {}
+    paths = [('roi_head', i) for i in range(len(regions))] if isinstance(regions, list) else []
+    untold = []
+    for path in paths or [('roi_head',)] if regions and not measured.part.get('neck') else []:
+        shared = at(measured.part, path).get('shared_head')
+        if shared and not list(find_widths(shared, (), measured.maps)):
+            untold.append(path)
+    return untold
+
+
+def _drop_shared_head(edits: Edits, path: KeyPath, exchange: Exchange) -> None:
+    """Remove the shared head of the RoI head at ``path``, and give the others what it was given."""
+    regions, (old, new, _), side = at(edits.cfg, path), exchange, 16
+    with torch.no_grad():
+        region = torch.zeros(1, old[0].channels, side, side, device='meta')
+        _, channels, left, _ = build(regions['shared_head'], 'meta')(region).shape
+    why = (
+        'it was the last stage of the old backbone; ConvNeXt runs its own on the image, at stride '
+        f'{new[0].stride}'
+    )
+    edits.set((*path, 'shared_head'), None, why)
+    for key, part in list(regions.items()):
+        if not isinstance(part, dict):
+            continue
+        rewire(edits, (*path, key), Exchange([Map(channels, 0)], new, {0: 0}))
+        layer = part.get('roi_layer')
+        if layer and isinstance(layer.get('output_size'), int):
+            size = layer['output_size'] * left // side
+            why = 'the size that the shared head left'
+            edits.set((*path, key, 'roi_layer', 'output_size'), size, why)

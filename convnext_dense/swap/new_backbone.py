@@ -76,8 +76,8 @@ def set_backbone(
         new['output_stride'] = output_stride
         edits.adapters.append(f'output_stride={output_stride}')
         edits.warn(
-            f'the deepest map stays at stride {output_stride}, where the last stages cost more '
-            'than at 32: --output-stride 32 is the ordinary ConvNeXt'
+            f'the deepest map is at stride {output_stride}, where the last stages cost more than '
+            'at 32: --output-stride 32 is the ordinary ConvNeXt'
         )
     if target.checkpoint:
         new['init_cfg'] = dict(type='Pretrained', checkpoint=target.checkpoint)

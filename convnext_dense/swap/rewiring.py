@@ -1,15 +1,19 @@
 """New maps in place of old ones: the widths in neck and heads, and the places that name a map."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from ..inference.building import build
 from .editing import Edits, KeyPath, at, dotted, walk
 from .measuring import Map
 from .widths import find_widths
 
 # Parts of a model that are given no maps.
 NOT_FED = ('type', 'backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg')
+
+# Objects of heads, no modules, that hold the strides of maps.
+GENERATORS = ('prior_generator', 'anchor_generator', 'point_generator')
 
 
 class Exchange(NamedTuple):
@@ -73,7 +77,7 @@ def rewire_heads(edits: Edits, exchange: Exchange) -> None:
     """
     old, new, places = exchange
     part = edits.cfg
-    _check_strides(part, exchange)
+    check_strides(part, exchange)
     same_widths = [channels for channels, _ in old] == [channels for channels, _ in new]
     if not same_widths or any(i != k for i, k in places.items()):
         for key in heads(part):
@@ -85,17 +89,41 @@ def heads(part: dict) -> list[str]:
     return [key for key in part if key not in NOT_FED and 'backbone' not in key]
 
 
-def _check_strides(part: dict, exchange: Exchange) -> None:
-    """Heads place anchors and regions by the strides that they are told."""
+def check_strides(part: dict, exchange: Exchange) -> None:
+    """Heads place anchors and regions by the strides that they are told.
+
+    Raises:
+        ConfigError: strides of maps change, and a head has been told them.
+    """
     before = [exchange.old[i].stride for i in exchange.places]
     now = [exchange.new[k].stride for k in exchange.places.values()]
     if before == now:
         return
+    for place, value in _told_strides(part):
+        raise ConfigError(
+            f'{place} is {value}, but the maps at strides {before} would be at {now}: boxes would '
+            'be misplaced. Leave output_stride out, and it stays as the old backbone has it; where '
+            'it is left out, ConvNeXt has no maps at these strides'
+        )
+
+
+def _told_strides(part: dict) -> Iterator[tuple[str, Any]]:
+    """Strides that heads are told: by the config, or by default in their code."""
     for path, value in walk(part):
         told = bool(path) and str(path[-1]).endswith('strides') and bool(value)
         if told and not {'backbone', 'neck'} & {*path}:
-            raise ConfigError(
-                f'{dotted(path)} is {value}, but the maps at strides {before} would be '
-                f'at {now}: boxes would be misplaced. Leave output_stride out, and it stays as the '
-                'old backbone has it'
-            )
+            yield dotted(path), value
+    try:
+        model = build(part, 'meta')
+    except Exception:  # the proof tells why
+        return
+    for name, module in model.named_modules():
+        if name.partition('.')[0] in ('', 'backbone', 'neck', 'data_preprocessor'):
+            continue
+        holders = {name: vars(module)}
+        for key in GENERATORS:
+            holders[f'{name}.{key}'] = getattr(getattr(module, key, None), '__dict__', {})
+        for holder, values in holders.items():
+            for key, value in values.items():
+                if key.endswith('strides') and isinstance(value, (list, tuple)) and len(value):
+                    yield f'{holder}.{key}', value

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..errors import ConfigError
 from .editing import Edits
-from .measuring import STRIDES, Map, measure_backbone, measure_neck
+from .measuring import STRIDES, Emitted, Map, measure_backbone, measure_neck
 from .rewiring import Exchange, heads, rewire_neck
 from .widths import find_widths
 
@@ -15,8 +15,9 @@ class Measured(NamedTuple):
     """A part of a model, that with the backbone and the heads, as it was run."""
 
     part: dict
-    maps: Sequence[Map]  # that the backbone emits
-    frozen: bool  # the backbone as a whole
+    maps: Sequence[Map]  # this one and the next two are what the backbone emits, as in Emitted
+    frozen: bool
+    tensor: bool
     # Indices of the maps that the neck or a head reads. ConvNeXt is not to emit the others: the
     # norm of a map that nothing reads gets no gradient, at which distributed training stops.
     read: list[int]
@@ -53,26 +54,24 @@ def choose_stages(strides: Sequence[int]) -> tuple[list[int], int]:
     return stages, output_stride
 
 
-def measure(
-    part: dict, maps: Sequence[Map] | None = None, frozen: bool | None = None
-) -> Measured:
+def measure(part: dict, emitted: Emitted | None = None) -> Measured:
     """Run the backbone of a part of a model, and its neck on the maps.
 
     Args:
-        maps, frozen: of the backbone, if they are known.
+        emitted: by the backbone, if it is known.
 
     Raises:
         ConfigError: the backbone cannot be built or run.
     """
-    if maps is None or frozen is None:
-        maps, frozen = measure_backbone(part['backbone'])
-    neck, every = part.get('neck'), list(range(len(maps)))
+    emitted = emitted or measure_backbone(part['backbone'])
+    neck, maps = part.get('neck'), emitted.maps
+    every = list(range(len(maps)))
     if not neck:
-        return Measured(part, maps, frozen, _read_by_heads(part, maps), None)
+        return Measured(part, *emitted, _read_by_heads(part, maps), None)
     try:
-        outputs, used = measure_neck(neck, maps)
+        outputs, used = measure_neck(neck, maps, emitted.tensor)
     except ConfigError as error:
-        return Measured(part, maps, frozen, every, None, str(error))
+        return Measured(part, *emitted, every, None, str(error))
     read = [i for i in every if used[i]] or every
     read = every[read[0] : read[-1] + 1]
     # NAS-FCOS's neck looks at the sizes of maps that it does not use: can it do without them?
@@ -83,7 +82,7 @@ def measure(
         unchanged = measure_neck(trial.cfg['neck'], fewer)[0] == outputs
     except ConfigError:
         unchanged = False
-    return Measured(part, maps, frozen, read if unchanged else every, outputs)
+    return Measured(part, *emitted, read if unchanged else every, outputs)
 
 
 def _read_by_heads(part: dict, maps: Sequence[Map]) -> list[int]:

@@ -1,0 +1,240 @@
+"""Configs of the forms that other people's repositories have, each written here."""
+
+import pytest
+import torch
+from mmdet.models import FasterRCNN
+from mmengine.config import ConfigDict
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from convnext_dense import ConfigError
+from convnext_dense.config_names import find_config
+from convnext_dense.inference.building import build
+from convnext_dense.swap import plan, prove
+from convnext_dense.swap.config_files import read_config
+
+T = [96, 192, 384, 768]  # dims of tiny
+RETINA = 'retinanet_r50_fpn_1x_coco'
+C4 = 'faster-rcnn_r50-caffe-c4_ms-1x_coco'
+MASK = 'mask-rcnn_r50_fpn_1x_coco'
+UPER = 'upernet_r50_4xb4-80k_ade20k-512x512'
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0])
+
+
+def zoo(name, **model):
+    """A config of mmdet or mmseg with parts of its model replaced."""
+    cfg = read_config(find_config(name)[0])
+    cfg.merge_from_dict(dict(model=model))
+    return cfg
+
+
+def put(cfg, **parts):
+    """Replace parts of the model as wholes."""
+    for key, value in parts.items():
+        cfg.model[key] = ConfigDict(value) if isinstance(value, dict) else value
+    return cfg
+
+
+def warns(swap, *parts):
+    return any(all(part in warning for part in parts) for warning in swap.warnings)
+
+
+# ---- lists of heads, as Co-DETR's ----
+
+
+@MODELS.register_module()
+class ListsOfHeads(FasterRCNN):
+    def __init__(self, roi_head, train_cfg, test_cfg, **kwargs):
+        heads = dict(roi_head=roi_head[0], train_cfg=train_cfg[0], test_cfg=test_cfg[0])
+        super().__init__(**heads, **kwargs)
+
+
+@pytest.mark.parametrize('name', [C4, 'faster-rcnn_r50-caffe-dc5_1x_coco'])
+def test_lists_of_heads(name):
+    cfg = zoo(name, type='ListsOfHeads')
+    for key in ('roi_head', 'train_cfg', 'test_cfg'):
+        cfg.model[key] = [cfg.model[key]]
+    swap = plan(cfg, 'atto')
+    (head,) = swap.cfg.model.roi_head
+    assert head.bbox_head.in_channels == 320 and head.get('shared_head') is None
+    assert prove(swap).step == 'loss'
+
+
+# ---- backbones that return one tensor, as ViTDet's ----
+
+
+@MODELS.register_module()
+class OneTensor(nn.Module):
+    def __init__(self, width=64, stride=16):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, stride, stride)
+
+    def forward(self, x):
+        return self.patches(x)
+
+
+@MODELS.register_module()
+class PyramidOfOneMap(nn.Module):
+    """Strides 4, 8, 16, 32 of a map at stride 16, and 64."""
+
+    def __init__(self, width=64, out_channels=256):
+        super().__init__()
+        self.scales = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(width, out_channels, 4, 4),
+                nn.ConvTranspose2d(width, out_channels, 2, 2),
+                nn.Conv2d(width, out_channels, 1),
+                nn.Conv2d(width, out_channels, 2, 2),
+                nn.Conv2d(width, out_channels, 4, 4),
+            ]
+        )
+
+    def forward(self, x):
+        return tuple(scale(x) for scale in self.scales)
+
+
+@MODELS.register_module()
+class OneMapOfATensor(OneTensor):
+    def forward(self, x):
+        return (x + 1,)
+
+
+def one_tensor(name, neck, **backbone):
+    return put(zoo(name), backbone=dict(type='OneTensor', **backbone), neck=neck)
+
+
+def test_pyramid_of_one_tensor_becomes_an_fpn():
+    cfg = one_tensor(MASK, dict(type='PyramidOfOneMap'))
+    swap = plan(cfg, 'tiny')
+    assert swap.cfg.model.neck == dict(type='FPN', in_channels=T, out_channels=256, num_outs=5)
+    images = torch.zeros(1, 3, 512, 512, device='meta')
+    maps = build(swap.cfg.model, 'meta').extract_feat(images)
+    assert [512 // x.shape[-1] for x in maps] == [4, 8, 16, 32, 64]
+
+
+def test_a_neck_that_takes_a_tensor_is_refused():
+    cfg = one_tensor(MASK, dict(type='OneMapOfATensor'))
+    with pytest.raises(ConfigError, match='OneTensor emits one tensor, which its neck takes as it'):
+        plan(cfg, 'tiny')
+
+
+def test_one_tensor_without_a_neck_is_one_map():
+    head = dict(type='FCNHead', in_channels=64, channels=64, num_classes=5)
+    cfg = put(one_tensor(UPER, None), decode_head=head, auxiliary_head=None)
+    swap = plan(cfg, 'tiny')
+    assert swap.cfg.model.decode_head.in_channels == 768
+    assert swap.cfg.model.backbone.out_indices == (3,)
+
+
+def test_a_backbone_that_is_a_segmentor_is_named():
+    cfg = zoo(UPER)
+    put(cfg, backbone=cfg.model.copy(), decode_head=dict(type='FCNHead'))
+    with pytest.raises(ConfigError, match='the backbone EncoderDecoder is itself a segmentor'):
+        plan(cfg, 'tiny')
+
+
+# ---- images are normalised once ----
+
+
+def normalised(cfg, image):
+    """An image after the training pipeline's Normalize and the data preprocessor."""
+    init_default_scope(cfg.default_scope)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    steps = [step for step in pipeline if step.type == 'Normalize']
+    image = Compose(steps)(dict(img=image.permute(1, 2, 0).numpy()))['img']
+    batch = dict(inputs=[torch.tensor(image).permute(2, 0, 1)], data_samples=None)
+    return build(cfg.model.data_preprocessor, 'cpu')(batch)['inputs'][0]
+
+
+def with_normalize(place=0, **preprocessor):
+    cfg = zoo(RETINA, data_preprocessor=preprocessor)
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        pipeline = cfg[key].dataset.pipeline
+        pipeline.insert(len(pipeline) - 1, dict(type='Normalize', to_rgb=False, **CAFFE))
+    return cfg
+
+
+@pytest.mark.parametrize(
+    'preprocessor',
+    [
+        dict(mean=None, std=None, bgr_to_rgb=False),
+        dict(mean=None, std=None, bgr_to_rgb=True),
+        dict(mean=[0, 0, 0], std=[1, 1, 1]),
+        {},
+    ],
+)
+def test_images_are_normalised_once(preprocessor):
+    swap = plan(with_normalize(**preprocessor), 'tiny', 'tiny_in1k')
+    image = torch.rand(3, 64, 64) * 255  # BGR
+    mean, std = (torch.tensor(IMAGENET[key])[:, None, None] for key in ('mean', 'std'))
+    expected = (image.flip(0) - mean) / std
+    torch.testing.assert_close(normalised(swap.cfg, image), expected, atol=1e-3, rtol=1e-3)
+    twice = warns(swap, 'normalised twice', 'model.data_preprocessor')
+    assert twice == (preprocessor == {})
+
+
+def test_loaders_that_normalise_differently_are_refused():
+    cfg = with_normalize()
+    cfg.val_dataloader.dataset.pipeline.pop(-2)
+    with pytest.raises(ConfigError, match='those of val_dataloader by the latter alone'):
+        plan(cfg, 'tiny', 'tiny_in1k')
+    cfg.model.data_preprocessor.mean = cfg.model.data_preprocessor.std = None
+    assert warns(plan(cfg, 'tiny', 'tiny_in1k'), 'images of val_dataloader are not normalised')
+
+
+def test_two_stacked_images_are_normalised_alike():
+    cfg = zoo(UPER, data_preprocessor=dict(mean=CAFFE['mean'] * 2, std=CAFFE['std'] * 2))
+    swap = plan(cfg, 'tiny', 'tiny_in1k')
+    assert swap.cfg.model.data_preprocessor.mean == IMAGENET['mean'] * 2
+    assert warns(swap, 'the colours of 2 stacked images are not reordered')
+
+
+# ---- strides are measured ----
+
+
+@MODELS.register_module()
+class MapsAt(nn.Module):
+    def __init__(self, strides):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 8 * s, s, s) for s in strides)
+
+    def forward(self, x):
+        return tuple(conv(x) for conv in self.convs)
+
+
+def test_maps_at_strides_that_convnext_has_not_are_told():
+    cfg = zoo(UPER)
+    head = dict(type='FCNHead', in_channels=[8, 1024], in_index=[0, 1], channels=8, num_classes=5)
+    head['input_transform'] = 'resize_concat'
+    put(cfg, backbone=dict(type='MapsAt', strides=[1, 128]), neck=None)
+    put(cfg, decode_head=head, auxiliary_head=None)
+    swap = plan(cfg, 'atto')
+    assert warns(swap, 'at stride 1 and', 'at stride 8')
+    assert warns(swap, 'at stride 128 and', 'at stride 16')
+    assert not warns(swap, 'stays')
+
+
+def test_boxes_are_not_misplaced_by_levels_beyond_32():
+    neck = dict(type='FPN', in_channels=[64, 1024], out_channels=256, num_outs=5)
+    cfg = zoo(RETINA)
+    put(cfg, backbone=dict(type='MapsAt', strides=[8, 128]), neck=neck)
+    with pytest.raises(ConfigError, match='boxes would be misplaced'):
+        plan(cfg, 'atto')
+
+
+def test_strides_that_a_head_has_by_default_count():
+    neck = dict(type='FPN', in_channels=[96, 192, 384], out_channels=96, num_outs=3)
+    cfg = put(zoo('yolox_tiny_8xb8-300e_coco'), neck=neck)
+    message = r'bbox_head.strides is .*\[8, 16, 32\] would be at \[8, 16, 16\]'
+    with pytest.raises(ConfigError, match=message):
+        plan(cfg, 'atto', output_stride=16)
+
+
+def test_a_vit_whose_maps_get_other_strides_is_told():
+    cfg = zoo(UPER)
+    put(cfg, backbone=dict(type='MapsAt', strides=[16, 16]), auxiliary_head=None)
+    head = dict(type='FCNHead', in_channels=128, in_index=1, channels=8, num_classes=5)
+    put(cfg, decode_head=head)
+    assert warns(plan(cfg, 'atto'), 'at stride 16 and', 'at stride 32')
