@@ -1,11 +1,15 @@
 """Configs of the forms that other people's repositories have, each written here."""
 
+import mmcv
 import pytest
 import torch
-from mmdet.models import FasterRCNN
+from mmcv.transforms import BaseTransform
+from mmdet.models import FasterRCNN, RPNHead
+from mmdet.structures.bbox import HorizontalBoxes, register_box
 from mmengine.config import ConfigDict
 from mmengine.dataset import Compose
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
 from torch import nn
 
 from convnext_dense import ConfigError
@@ -13,6 +17,7 @@ from convnext_dense.config_names import find_config
 from convnext_dense.inference.building import build
 from convnext_dense.swap import plan, prove
 from convnext_dense.swap.config_files import read_config
+from convnext_dense.swap.noise import noise_batch
 
 T = [96, 192, 384, 768]  # dims of tiny
 RETINA = 'retinanet_r50_fpn_1x_coco'
@@ -238,3 +243,105 @@ def test_a_vit_whose_maps_get_other_strides_is_told():
     head = dict(type='FCNHead', in_channels=128, in_index=1, channels=8, num_classes=5)
     put(cfg, decode_head=head)
     assert warns(plan(cfg, 'atto'), 'at stride 16 and', 'at stride 32')
+
+
+# ---- proofs ----
+
+
+@MODELS.register_module()
+class TwoImages(EncoderDecoder):
+    """Change detection: both images of a pair go through the backbone."""
+
+    def __init__(self, backbone_inchannels, **kwargs):
+        super().__init__(**kwargs)
+        self.backbone_inchannels = backbone_inchannels
+
+    def extract_feat(self, inputs):
+        pair = torch.split(inputs, self.backbone_inchannels, dim=1)
+        before, after = (self.backbone(image) for image in pair)
+        return tuple(b - a for b, a in zip(before, after))
+
+
+@MODELS.register_module()
+class PairPreprocessor(SegDataPreProcessor):
+    """Has mean and std of both images, which mmseg's refuses."""
+
+    def __init__(self, mean, std, **kwargs):
+        super().__init__(**kwargs)
+        self._enable_normalize = mean is not None
+        for name, value in dict(mean=mean, std=std).items():
+            self.register_buffer(name, value and torch.tensor(value).view(-1, 1, 1), False)
+
+
+@TRANSFORMS.register_module()
+class LoadPair(BaseTransform):
+    """Of two paths in a list, as Open-CD loads them."""
+
+    def transform(self, results):
+        before, after = (mmcv.imread(path) for path in results['img_path'])
+        return {**results, 'img': before, 'img2': after, 'img_shape': before.shape[:2]}
+
+
+@pytest.mark.parametrize('mean', [IMAGENET['mean'] * 2, None])
+def test_change_detection_is_proven(mean):
+    cfg = zoo(UPER, type='TwoImages', backbone_inchannels=3)
+    head = dict(type='FCNHead', in_channels=2048, channels=8, num_classes=5)
+    put(cfg, decode_head=head, auxiliary_head=None)
+    cfg.model.data_preprocessor.update(type='PairPreprocessor', mean=mean, std=mean)
+    pipeline = [dict(type=kind) for kind in ('LoadPair', 'LoadAnnotations', 'ConcatCDInput')]
+    cfg.train_dataloader.dataset.pipeline = [*pipeline, dict(type='PackSegInputs')]
+    init_default_scope('mmseg')
+    batch = noise_batch(cfg, 6, (64, 64))
+    assert [tuple(image.shape) for image in batch['inputs']] == [(6, 64, 64)] * 2
+    assert prove(plan(cfg, 'atto')).step == 'loss'
+
+
+@register_box('rotated_of_test')
+class RotatedBoxes(HorizontalBoxes):
+    box_dim = 5
+
+
+@MODELS.register_module()
+class RotatedRPN(RPNHead):
+    """Takes rotated boxes alone."""
+
+    def loss(self, x, batch_data_samples):
+        for sample in batch_data_samples:
+            assert sample.gt_instances.bboxes.shape[1] == 5
+            sample.gt_instances.bboxes = sample.gt_instances.bboxes[:, :4]
+        return super().loss(x, batch_data_samples)
+
+
+def test_rotated_boxes_come_from_the_pipeline():
+    cfg = zoo('rpn_r50_fpn_1x_coco', rpn_head=dict(type='RotatedRPN'))
+    cfg.train_dataloader.dataset.pipeline[1].box_type = 'rotated_of_test'
+    assert prove(plan(cfg, 'atto')).step == 'loss'
+
+
+def test_pipelines_that_mix_images_pack_noise_too():
+    cfg = zoo('rtmdet_tiny_8xb32-300e_coco')
+    init_default_scope('mmdet')
+    batch = noise_batch(cfg, 3, (128, 96))
+    assert [tuple(image.shape) for image in batch['inputs']] == [(3, 128, 96)] * 2
+    assert all(len(sample.gt_instances.bboxes) == 2 for sample in batch['data_samples'])
+
+
+@MODELS.register_module()
+class BrokenHead(FCNHead):
+    def forward(self, inputs):
+        raise LookupError('no scores on Sundays')
+
+
+def test_the_proof_accuses_the_original():
+    head = dict(type='BrokenHead', in_channels=2048, channels=8, num_classes=5)
+    cfg = put(zoo(UPER), decode_head=head, auxiliary_head=None)
+    message = '(?s)does not train on ConvNeXt.*The original fails the same step: LookupError: no sc'
+    with pytest.raises(ConfigError, match=message):
+        prove(plan(cfg, 'atto'))
+
+
+def test_the_proof_accuses_the_swap():
+    swap = plan(zoo('fcos_r50-caffe_fpn_gn-head_1x_coco'), 'atto')
+    swap.cfg.model.neck.in_channels = [80, 160, 321]
+    with pytest.raises(ConfigError, match='(?s)321.*old backbone the same model runs that step'):
+        prove(swap)

@@ -10,6 +10,7 @@ images the normalisation of the weights. The result is trained for a step on noi
 stage, before it is written.
 """
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ STEPS = dict(
     loss='one training step',
     forward='forward and backward of the raw outputs (the loss needs data of its own kind)',
 )
+# What torch and mmcv say where an operator runs on GPUs only.
+NEEDS_GPU = re.compile(r'CUDA|cuda|not implemented (on|for) (the )?.?CPU|\bGPU\b')
 
 
 def main(argv=None):
@@ -40,7 +43,7 @@ def main(argv=None):
     parser.add_argument('--output-stride', type=int, choices=(8, 16, 32), help=stride)
     decay = 'train with AdamW and layer-wise learning-rate decay'
     parser.add_argument('--layer-decay', action='store_true', help=decay)
-    no_proof = 'do not train a step: for models that need a GPU'
+    no_proof = 'do not train a step, for instance where the model needs a GPU'
     parser.add_argument('--no-proof', action='store_true', help=no_proof)
     parser.add_argument('-o', '--out', required=True, help='config to write')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
@@ -67,9 +70,10 @@ def main(argv=None):
                     step, _, unused = prove(swap)
             except ConfigError as error:
                 show(swap)
+                needs = ', which needs a GPU' if NEEDS_GPU.search(str(error)) else ''
                 raise ConfigError(
-                    f'{error}\nNothing is written. --no-proof writes the config all the same, for '
-                    'instance for a model that needs a GPU'
+                    f'{error}\nNothing is written. --no-proof writes the config without this step'
+                    f'{needs}'
                 ) from error
             swap = allow_unused(swap, unused)
         show(swap)

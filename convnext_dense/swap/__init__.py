@@ -14,8 +14,8 @@
     surroundings    normalisation, weights and names of the old backbone
     optimiser       layer-wise learning-rate decay
 
-``prove`` (proof) then trains the model for a step, ``write_config`` (writing) writes the config.
-All changes are made through ``editing``, which remembers them.
+``prove`` (proof, with the images of noise) then trains the model for a step, ``write_config``
+(writing) writes the config. All changes are made through ``editing``, which remembers them.
 """
 
 from .editing import Absent, Change, dotted

@@ -29,6 +29,7 @@ class Swap(NamedTuple):
     changes: list[Change]
     adapters: list[str]  # what had to be put in or taken out beside the backbone, if anything
     warnings: list[str]
+    original: Config  # as it was read
 
 
 def swap_backbone(
@@ -85,6 +86,7 @@ def plan(
             'makes one of a dict'
         )
     cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else read_config(find_config(str(cfg))[0])
+    original = copy.deepcopy(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     edits, owners = Edits(cfg, in_place=True), find_owners(cfg)
     target = Target(arch, checkpoint, output_stride)
@@ -110,7 +112,7 @@ def plan(
     set_layer_decay(edits, arch, layer_decay)
     if edits.changes:
         tell_dead_names(edits, owners)
-    return Swap(cfg, owners, edits.changes, edits.adapters, edits.warnings)
+    return Swap(cfg, owners, edits.changes, edits.adapters, edits.warnings, original)
 
 
 def allow_unused(swap: Swap, names: Sequence[str]) -> Swap:

@@ -45,12 +45,11 @@ def choose_stages(strides: Sequence[int]) -> tuple[list[int], int]:
     """
     output_stride = max(8, min(32, strides[-1]))
     stage_strides = [min(stride, output_stride) for stride in STRIDES]
-    stages: list[int] = []
-    for stride in reversed(strides):
+    stages = [len(STRIDES) - 1]
+    for stride in reversed(strides[:-1]):
         distances = [abs(math.log2(of_stage / stride)) for of_stage in stage_strides]
         nearest = [stage for stage, distance in enumerate(distances) if distance == min(distances)]
-        deeper = stages[0] if stages else len(STRIDES)
-        stages.insert(0, max([s for s in nearest if s < deeper], default=nearest[0]))
+        stages.insert(0, max([s for s in nearest if s < stages[0]], default=nearest[0]))
     return stages, output_stride
 
 

@@ -41,8 +41,8 @@ def set_normalisation(edits: Edits, owner: KeyPath, preset: Preset | None) -> No
         old = at(cfg, path).get('mean')
         if bands != 3 or (old and not _is_8_bit_rgb(old)) or _is_of_albumentations(cfg, path):
             edits.warn(
-                f'{dotted(path)} is for other images than RGB of 8 bits, or in other units ({bands} '
-                f'bands, mean {old}): left as it is'
+                f'{dotted(path)} is for other images than RGB of 8 bits, or in other units '
+                f'({bands} bands, mean {old}): left as it is'
             )
             places = []
     if places and steps:
