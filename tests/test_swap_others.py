@@ -1,13 +1,16 @@
 """Configs of the forms that other people's repositories have, each written here."""
 
+import math
+
 import mmcv
 import pytest
 import torch
 from mmcv.transforms import BaseTransform
-from mmdet.models import FasterRCNN, RPNHead
+from mmdet.models import FPN, FasterRCNN, RetinaNet, RPNHead
 from mmdet.structures.bbox import HorizontalBoxes, register_box
 from mmengine.config import ConfigDict
 from mmengine.dataset import Compose
+from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
 from torch import nn
@@ -345,3 +348,66 @@ def test_the_proof_accuses_the_swap():
     swap.cfg.model.neck.in_channels = [80, 160, 321]
     with pytest.raises(ConfigError, match='(?s)321.*old backbone the same model runs that step'):
         prove(swap)
+
+
+# ---- necks that multiply the widths that they are told ----
+
+
+@MODELS.register_module()
+class ScaledNeck(nn.Module):
+    """Rounds as MMYOLO does, up to a multiple of ``divisor``; or down to a whole number."""
+
+    def __init__(self, in_channels, out_channels, widen_factor, divisor=8):
+        super().__init__()
+        scaled = [c * widen_factor for c in in_channels]
+        scaled = [math.ceil(c / divisor) * divisor if divisor > 1 else int(c) for c in scaled]
+        self.convs = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in scaled)
+
+    def forward(self, x):
+        return tuple(conv(level) for conv, level in zip(self.convs, x))
+
+
+def scaled(factor, divisor):
+    """A config whose neck is told other widths than it reads."""
+    cfg = zoo('rtmdet_tiny_8xb32-300e_coco', backbone=dict(widen_factor=factor))
+    told = dict(in_channels=[256, 512, 1024], widen_factor=factor, divisor=divisor)
+    return put(cfg, neck=dict(type='ScaledNeck', out_channels=96, **told))
+
+
+@pytest.mark.parametrize('divisor, expected', [(8, [213, 426, 853]), (1, [214, 427, 854])])
+def test_scaled_widths(divisor, expected):
+    """80, 160 and 320 channels, of which the neck is told those that it makes them of."""
+    swap = plan(scaled(0.375, divisor), 'atto')
+    assert swap.cfg.model.neck.in_channels == expected
+    images = torch.zeros(1, 3, 128, 128, device='meta')
+    assert len(build(swap.cfg.model, 'meta').extract_feat(images)) == 3
+
+
+def test_scaled_widths_that_cannot_come_out_are_refused():
+    with pytest.raises(ConfigError, match='widen_factor=0.375 and rounds them, and no in_channels'):
+        plan(scaled(0.375, 96), 'atto')
+
+
+# ---- classes in place of names ----
+
+
+def test_classes_as_types():
+    cfg, text = zoo(RETINA), zoo(RETINA)
+    cfg.model.type, cfg.model.neck.type = RetinaNet, FPN
+    cfg.optim_wrapper.optimizer.type = torch.optim.SGD
+    cfg.model.backbone.init_cfg.type = PretrainedInit
+    swap = plan(cfg, 'tiny', layer_decay=True)
+    assert swap.cfg.to_dict() == plan(text, 'tiny', layer_decay=True).cfg.to_dict()
+    assert cfg.model.type is RetinaNet
+
+
+# ---- learning rates ----
+
+
+def test_rates_for_other_batch_sizes_stand_in_the_changes():
+    cfg = zoo(RETINA)
+    cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size = 4, 64
+    swap = plan(cfg, 'tiny', layer_decay=True)
+    (change,) = [c for c in swap.changes if c.path == ('optim_wrapper', 'optimizer')]
+    assert '4 images on a GPU, 2.5e-05 for 4 (one GPU), 0.0002 for 32 (eight)' in change.why
+    assert swap.cfg.auto_scale_lr.base_batch_size == 16

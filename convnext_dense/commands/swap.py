@@ -19,6 +19,8 @@ from ..config_names import find_config
 from ..errors import ConfigError
 from ..printing import console
 from ..swap import Absent, Swap, allow_unused, dotted, plan, prove, write_config
+from ..swap.config_files import import_modules, is_new_style
+from ..swap.writing import exported
 from ..weights import PRESETS
 from .shared import errors_as_messages, make_parser
 
@@ -45,6 +47,8 @@ def main(argv=None):
     parser.add_argument('--layer-decay', action='store_true', help=decay)
     no_proof = 'do not train a step, for instance where the model needs a GPU'
     parser.add_argument('--no-proof', action='store_true', help=no_proof)
+    imports = 'import this first, as your training script does: it registers modules of yours'
+    parser.add_argument('--import', dest='modules', metavar='MODULE', action='append', help=imports)
     parser.add_argument('-o', '--out', required=True, help='config to write')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     arguments = sys.argv[1:] if argv is None else list(map(str, argv))
@@ -58,6 +62,10 @@ def main(argv=None):
             parser.error(f'{out} is CONFIG itself, which is inherited: name another file')
         if out.exists() and not args.force:
             parser.error(f'{out} is there already: name another file, or overwrite it with --force')
+        base = exported(out) if is_new_style(source) else None
+        if base and base.exists() and not args.force:
+            parser.error(f'{base}, to which CONFIG is exported, is there already: see --force')
+        import_modules(args.modules or [], source)
         with terminal.status('running the old backbone without weights'):
             swap = plan(source, args.arch, args.checkpoint, args.output_stride, args.layer_decay)
         if not swap.changes:
@@ -81,7 +89,12 @@ def main(argv=None):
             print(f'Proof: {STEPS[step]} on noise, gradients reach the stem.')
         command = shlex.join(['convnext-dense', 'swap', *arguments])
         write_config(swap, source, name, out, command)
-    print(f'wrote {out}')
+    print(
+        f'wrote {out}'
+        + (f', and {base}: CONFIG as a text config, which it inherits' if base else '')
+    )
+    if args.modules:
+        print(f'What trains {out} has to import {", ".join(args.modules)} as well.')
     if args.checkpoint in PRESETS:
         print(f'The weights of {args.checkpoint} are under {PRESETS[args.checkpoint].licence}.')
 

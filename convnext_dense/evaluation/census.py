@@ -45,7 +45,6 @@ STATES = dict(
 # Part of a ConfigError's message -> the state of a config of which it is said.
 STATE_OF_ERROR = {
     'not a config that MMEngine can read': 'no model',  # a script that lies among the configs
-    'new-style': 'no model',
     'another backbone': 'cannot',
     'no backbone': 'cannot',
 }

@@ -4,6 +4,7 @@
 ConvNeXt that is wanted, and returns the changes; it changes neither.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -229,12 +230,29 @@ def _follow_neck(
 
     None if the old neck could not be run: it is taken to emit the same maps as before.
     """
-    rewire_neck(edits, path, exchange)
-    outputs = measured.outputs
+    outputs, reasons = measured.outputs, []
+    for rounding in (math.floor, math.ceil):
+        trial = Edits(edits.cfg)
+        rewire_neck(trial, path, exchange, rounding)
+        try:
+            now = measure_neck(trial.cfg['neck'], given)[0] if outputs else []
+        except ConfigError as error:
+            reasons.append(error)
+            continue
+        edits.take(trial)
+        break
+    else:
+        factor = at(edits.cfg, path).get('widen_factor') or 1
+        if factor == 1:
+            raise reasons[0]
+        raise ConfigError(
+            f'the neck multiplies its in_channels by widen_factor={factor} and rounds them, and no '
+            f'in_channels come out as {[channels for channels, _ in given]}: choose another arch, '
+            "or state the neck's widths as they are, with widen_factor=1"
+        )
     if outputs is None:
         check_strides(edits.cfg, exchange)
         return None
-    now = measure_neck(edits.cfg['neck'], given)[0]
     if len(outputs) != len(now):
         raise ConfigError(f'the neck emitted {len(outputs)} maps and now {len(now)}')
     return Exchange(outputs, now, {i: i for i in range(len(now))})

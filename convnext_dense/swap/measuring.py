@@ -1,5 +1,6 @@
 """What a backbone emits and what a neck makes of it: both are built without weights and run."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def measure_backbone(cfg: dict) -> Emitted:
         return Emitted(maps, frozen, tensor)
     raise ConfigError(
         f'the backbone {cfg.get("type")} cannot be built and run, so its maps are not known: '
-        f'{type(reason).__name__}: {reason}'
+        f'{type(reason).__name__}: {reason}{import_hint(reason)}'
     ) from reason
 
 
@@ -95,11 +96,27 @@ def measure_neck(cfg, maps: Sequence[Map], tensor: bool = False) -> tuple[list[M
             return [_map(output, size[0]) for output in outputs], used
         except Exception as error:
             reason = error
+    if hint := import_hint(reason):
+        raise NotRegistered(f'{type(reason).__name__}: {reason}{hint}') from reason
     name = cfg.get('type') if isinstance(cfg, dict) else [part.get('type') for part in cfg]
     raise ConfigError(
         f'the neck {name} does not run on maps of {[channels for channels, _ in maps]} channels at '
         f'strides {[stride for _, stride in maps]}: {type(reason).__name__}: {reason}'
     ) from reason
+
+
+class NotRegistered(ConfigError):
+    """A type that no registry knows."""
+
+
+def import_hint(error: Exception) -> str:
+    """How a module that registers a type is named, if it is missing."""
+    if not re.search('is not in the .* registry', str(error)):
+        return ''
+    return (
+        '. If a module of yours registers it, which your training script imports, name that '
+        'module: --import MODULE, or in the config custom_imports = dict(imports=["MODULE"])'
+    )
 
 
 def of_mmdet(name: str) -> str:

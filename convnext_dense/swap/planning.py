@@ -1,6 +1,7 @@
 """A config -> the same config on ConvNeXt, with what was changed and why."""
 
 import copy
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from ..config_names import find_config
 from ..errors import ConfigError
 from ..weights import PRESETS
 from .cases import choose_case
-from .config_files import read_config
+from .config_files import name_types, read_config
 from .editing import Absent, Change, Edits, KeyPath, at, dotted, plain, walk
 from .measuring import STRIDES, Map
 from .new_backbone import Target, is_there
@@ -85,9 +86,17 @@ def plan(
             f'expected a Config, a path or a name, not a {type(cfg).__name__}; Config(dict(...)) '
             'makes one of a dict'
         )
-    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else read_config(find_config(str(cfg))[0])
-    original = copy.deepcopy(cfg)
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    if isinstance(cfg, Config):
+        cfg = name_types(copy.deepcopy(cfg))
+    else:
+        cfg = read_config(find_config(str(cfg))[0])
+    original, scope = copy.deepcopy(cfg), cfg.get('default_scope') or 'mmdet'
+    if scope.startswith('mm') and importlib.util.find_spec(scope) is None:
+        raise ConfigError(
+            f'the config is one of {scope} (default_scope), which is not installed here: '
+            '"convnext-dense doctor" says what is, and how to install it'
+        )
+    init_default_scope(scope)
     edits, owners = Edits(cfg, in_place=True), find_owners(cfg)
     target = Target(arch, checkpoint, output_stride)
     for owner in owners:

@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..inference.building import build
 from ..weights import load_weights
 from .editing import KeyPath, at, dotted
+from .measuring import import_hint
 from .noise import Size, noise_batch
 from .planning import Swap
 
@@ -81,7 +82,7 @@ def _prove_swapped(swap: Swap, owner: KeyPath) -> Proof:
         backbone(torch.zeros(2, backbone.in_channels, *SIZES[0], device='meta'))
     except Exception as error:
         raise ConfigError(
-            f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}'
+            f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}{import_hint(error)}'
         ) from error
     settings = model.backbone
     checkpoint = (settings.get('init_cfg') or {}).get('checkpoint')

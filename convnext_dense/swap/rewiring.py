@@ -1,6 +1,7 @@
 """New maps in place of old ones: the widths in neck and heads, and the places that name a map."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
@@ -9,6 +10,7 @@ from .editing import Edits, KeyPath, at, dotted, walk
 from .measuring import Map
 from .widths import find_widths
 
+Rounding = Callable[[float], int]
 # Parts of a model that are given no maps.
 NOT_FED = ('type', 'backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg')
 
@@ -31,17 +33,30 @@ class Exchange(NamedTuple):
     places: dict[int, int]  # i of each map that is read -> k of the map that is read instead
 
 
-def rewire(edits: Edits, path: KeyPath, exchange: Exchange, neck: bool = False) -> None:
+def rewire(
+    edits: Edits,
+    path: KeyPath,
+    exchange: Exchange,
+    neck: bool = False,
+    rounding: Rounding = math.floor,
+) -> None:
     """Set the keys of the part at ``path`` that hold widths of old maps or name an old map.
 
     With the ``Exchange`` above, ``in_channels=[512, 1024, 2048]`` becomes ``[192, 384, 768]``, and
     ``in_channels=1024, in_index=2`` becomes ``in_channels=384, in_index=1``.
+
+    Args:
+        neck: whether the part is a neck.
+        rounding: of widths that the part multiplies by its widen_factor. Some parts round up to a
+            multiple of 8 after that, others down.
     """
     old, new, places = exchange
     width_keys = list(find_widths(at(edits.cfg, path), path, old, neck))
-    for key_path, indices, tail, index_path in width_keys:
+    for key_path, indices, tail, index_path, factor in width_keys:
         value = at(edits.cfg, key_path)
         widths = [new[places[i]].channels for i in indices if i in places]
+        if factor != 1:
+            widths = [rounding(width / factor) for width in widths]
         if isinstance(value, int):
             edits.set(key_path, widths[0], 'width of the map that it is given')
         else:
@@ -56,9 +71,11 @@ def rewire(edits: Edits, path: KeyPath, exchange: Exchange, neck: bool = False) 
             edits.set(index_path, value, 'place of the map among those that are emitted')
 
 
-def rewire_neck(edits: Edits, path: KeyPath, exchange: Exchange) -> None:
+def rewire_neck(
+    edits: Edits, path: KeyPath, exchange: Exchange, rounding: Rounding = math.floor
+) -> None:
     """Rewire the neck at ``path`` and count its levels from the first map that is read."""
-    rewire(edits, path, exchange, neck=True)
+    rewire(edits, path, exchange, neck=True, rounding=rounding)
     neck, left_out = at(edits.cfg, path), min(exchange.places)
     for key in ('start_level', 'end_level'):
         if left_out and neck.get(key, 0) > 0:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..errors import ConfigError
 from .editing import Edits
-from .measuring import STRIDES, Emitted, Map, measure_backbone, measure_neck
+from .measuring import STRIDES, Emitted, Map, NotRegistered, measure_backbone, measure_neck
 from .rewiring import Exchange, heads, rewire_neck
 from .widths import find_widths
 
@@ -69,6 +69,8 @@ def measure(part: dict, emitted: Emitted | None = None) -> Measured:
         return Measured(part, *emitted, _read_by_heads(part, maps), None)
     try:
         outputs, used = measure_neck(neck, maps, emitted.tensor)
+    except NotRegistered:
+        raise
     except ConfigError as error:
         return Measured(part, *emitted, every, None, str(error))
     read = [i for i in every if used[i]] or every
