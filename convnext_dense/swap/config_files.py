@@ -82,7 +82,11 @@ def _on_path(path: Path) -> Iterator[None]:
 
 
 def is_new_style(path: Path) -> bool:
-    return Config._is_lazy_import(str(path))
+    """Whether it is a config with ``read_base`` or imported types. False if it cannot be read."""
+    try:
+        return Config._is_lazy_import(str(path))
+    except Exception:
+        return False
 
 
 def name_types(cfg: Config) -> Config:

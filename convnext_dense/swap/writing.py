@@ -39,15 +39,7 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
         if new_style:
             source = exported(out)
             name = str(source)
-            try:
-                swap.original.dump(source)
-            except Exception as error:  # an object that no text makes; yapf's errors are many
-                source.unlink(missing_ok=True)
-                raise ConfigError(
-                    f'the new-style config cannot be exported as a text config, which {out} would '
-                    f'inherit: {type(error).__name__}: {error}. Swap it in Python: '
-                    'convnext_dense.swap_backbone(PATH, ...) returns the whole config'
-                ) from error
+            _export(swap, source)
         base = _base(source, name, out)
         out.write_text(f'# {command}\n_base_ = [{base}]\n\n{body}\n', encoding='utf-8')
         reason = _difference(swap, out)
@@ -67,6 +59,18 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
 def exported(out: Path) -> Path:
     """Where a new-style config is exported to, which the config at ``out`` is to inherit."""
     return out.with_name(f'{out.stem}_base.py')
+
+
+def _export(swap: Swap, path: Path) -> None:
+    try:
+        swap.original.dump(path)
+    except Exception as error:  # an object that no text makes, of which yapf complains in many ways
+        path.unlink(missing_ok=True)
+        raise ConfigError(
+            f'the new-style config cannot be exported as a text config, which the new one would '
+            f'inherit: {type(error).__name__}: {error}. Swap it in Python: '
+            'convnext_dense.swap_backbone(PATH, ...) returns the whole config'
+        ) from error
 
 
 def _base(source: Path, name: str, out: Path) -> str:
