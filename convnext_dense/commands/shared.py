@@ -47,18 +47,18 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Errors end the command with a message: its text alone if this package raises it on purpose,
-    else what to report."""
+    """Errors end the command with a message in place of a traceback."""
     try:
         yield
-    except (ConfigError, WeightsError) as error:
-        sys.exit(f'\n{type(error).__name__}: {error}')
     except Exception as error:
-        sys.exit(unforeseen(error))
+        sys.exit(message_of(error))
 
 
-def unforeseen(error: Exception) -> str:
-    """A screen that says of an error where it came from and what to report."""
+def message_of(error: Exception) -> str:
+    """Its text alone if this package raises it on purpose, else where it came from, and what to
+    report."""
+    if isinstance(error, (ConfigError, WeightsError)):
+        return f'\n{type(error).__name__}: {error}'
     frames = traceback.extract_tb(error.__traceback__)
     places = [f'  {frame.filename}:{frame.lineno} in {frame.name}' for frame in frames[-6:]]
     message = str(error).strip() or '(no message)'

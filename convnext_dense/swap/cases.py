@@ -50,12 +50,12 @@ def replace_ordinary(measured: Measured, target: Target) -> Edits:
     """The neck is rewired by an ``Exchange`` of the backbone's maps, the heads by one of the neck's
     outputs; without a neck the heads are rewired by that of the backbone's maps."""
     edits = Edits(measured.part)
-    exchange: Exchange | None = _replace_backbone(edits, measured, target)
+    exchange = _replace_backbone(edits, measured, target)
     neck = measured.part.get('neck')
     if neck:
         path = ('neck', 0) if isinstance(neck, list) else ('neck',)
-        exchange = _follow_neck(edits, measured, path, exchange, exchange.new)
-    if exchange:
+        _follow_neck(edits, measured, path, exchange, exchange.new)
+    else:
         rewire_heads(edits, exchange)
     return edits
 
@@ -80,11 +80,11 @@ def replace_levels_beyond_32(measured: Measured, target: Target) -> Edits:
     edits.set(('neck',), [mapper, *necks], why)
     edits.adapters.append(f'extra level at stride {max(strides)}')
     maps = measure_neck(mapper, given)[0]
-    exchange: Exchange | None = Exchange(old, maps, {i: k for k, i in enumerate(read)})
+    exchange = Exchange(old, maps, {i: k for k, i in enumerate(read)})
     _tell_other_strides(edits, exchange)
     if neck:
-        exchange = _follow_neck(edits, measured, ('neck', 1), exchange, given)
-    if exchange:
+        _follow_neck(edits, measured, ('neck', 1), exchange, given)
+    else:
         rewire_heads(edits, exchange)
     return edits
 
@@ -148,8 +148,10 @@ def replace_decoder(measured: Measured, target: Target) -> Edits:
         in_index=stages,
         input_transform='resize_concat',
     )
-    path, auxiliary = ('auxiliary_head',), part.get('auxiliary_head') or []
-    paths = [(*path, i) for i in range(len(auxiliary))] if isinstance(auxiliary, list) else [path]
+    auxiliary = part.get('auxiliary_head') or []
+    paths: list[KeyPath] = [('auxiliary_head',)]
+    if isinstance(auxiliary, list):
+        paths = [('auxiliary_head', i) for i in range(len(auxiliary))]
     for path in paths:
         why = 'the auxiliary head reads the third stage, as in the official recipes'
         edits.update(path, why, in_channels=dims[2], in_index=2)
@@ -224,11 +226,11 @@ def _replace_backbone(edits: Edits, measured: Measured, target: Target) -> Excha
 
 
 def _follow_neck(
-    edits: Edits, measured: Measured, path: tuple, exchange: Exchange, given: Sequence[Map]
-) -> Exchange | None:
-    """Rewire the neck at ``path``, and return the exchange of what all necks make of ``given``.
+    edits: Edits, measured: Measured, path: KeyPath, exchange: Exchange, given: Sequence[Map]
+) -> None:
+    """Rewire the neck at ``path``, and the heads by what all necks make of the maps ``given``.
 
-    None if the old neck could not be run: it is taken to emit the same maps as before.
+    A neck that could not be run is taken to emit the same maps as before.
     """
     outputs, reasons = measured.outputs, []
     for rounding in (math.floor, math.ceil):
@@ -252,10 +254,10 @@ def _follow_neck(
         )
     if outputs is None:
         check_strides(edits.cfg, exchange)
-        return None
+        return
     if len(outputs) != len(now):
         raise ConfigError(f'the neck emitted {len(outputs)} maps and now {len(now)}')
-    return Exchange(outputs, now, {i: i for i in range(len(now))})
+    rewire_heads(edits, Exchange(outputs, now, {i: i for i in range(len(now))}))
 
 
 def _tell_other_strides(edits: Edits, exchange: Exchange) -> None:
@@ -286,9 +288,11 @@ def _is_decoder(maps: Sequence[Map]) -> bool:
 def _untold_shared_heads(measured: Measured) -> list[KeyPath]:
     """Paths of the RoI heads whose shared head is not told the widths of its maps. Others stay."""
     regions = measured.part.get('roi_head') or {}
-    paths = [('roi_head', i) for i in range(len(regions))] if isinstance(regions, list) else []
+    paths: list[KeyPath] = [('roi_head',)] if regions else []
+    if isinstance(regions, list):
+        paths = [('roi_head', i) for i in range(len(regions))]
     untold = []
-    for path in paths or [('roi_head',)] if regions and not measured.part.get('neck') else []:
+    for path in [] if measured.part.get('neck') else paths:
         shared = at(measured.part, path).get('shared_head')
         if shared and not list(find_widths(shared, (), measured.maps)):
             untold.append(path)

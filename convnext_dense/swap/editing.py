@@ -34,7 +34,7 @@ class Edits:
     """
 
     def __init__(self, cfg: Config | dict, in_place: bool = False):
-        self.cfg = cfg if in_place else copy.deepcopy(cfg)
+        self.cfg: Any = cfg if in_place else copy.deepcopy(cfg)
         self.changes: list[Change] = []
         self.adapters: list[str] = []
         self.warnings: list[str] = []

@@ -29,7 +29,7 @@ class Map(NamedTuple):
 class Emitted(NamedTuple):
     """What a backbone emits, in its order."""
 
-    maps: list[Map]
+    maps: Sequence[Map]
     frozen: bool = False  # all of its parameters
     tensor: bool = False  # one map, not in a tuple
 

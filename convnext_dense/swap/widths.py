@@ -105,7 +105,7 @@ def _map_of_number(part, key: str, value: int, widths: list[int], neck, direct) 
     return ()
 
 
-def _named(chosen: Sequence[int], values: list[int], widths: list[int]) -> tuple[int, ...]:
+def _named(chosen: Sequence[int], values: Sequence[float], widths: list[int]) -> tuple[int, ...]:
     """The indices ``chosen``, counted from the first map, if theirs are these widths."""
     count = len(widths)
     if [widths[i] for i in chosen if -count <= i < count] != values:
