@@ -1,8 +1,13 @@
 """MMEngine's FlexibleRunner and its strategies, by our train and test commands."""
 
+import os
+import re
+import socket
+
+import pytest
 import torch
 
-from conftest import DEMO, demo_options, run
+from conftest import DEMO, ROOT, demo_options, run, start
 
 FLEXIBLE = {'runner_type': 'FlexibleRunner'}
 SHORT = {
@@ -12,7 +17,9 @@ SHORT = {
     'val_dataloader.dataset.indices': 1,
     'train_dataloader.batch_size': 2,
 }
-TWO = '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'
+PAGE = (ROOT / 'docs/many-machines.md').read_text()
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+LAUNCH = '-m', 'torch.distributed.run'
 
 
 def load(path):
@@ -39,3 +46,64 @@ def test_a_strategy_trains_saves_and_resumes_as_the_plain_runner_does(scenes, tm
     assert 'resumed epoch: 0, iter: 2' in output and load(work / 'iter_4.pth')['meta']['iter'] == 4
     options = demo_options('ade', scenes, **strategy, **{'test_dataloader.dataset.indices': 1})
     run('tools/test.py', DEMO['ade'], work / 'iter_4.pth', '--work-dir', tmp_path, *options)
+
+
+def train(*launch, config=DEMO['coco'], work_dir, scenes, resume=(), **options):
+    """The command that a user would type, for two gloo processes."""
+    options = {'randomness.seed': 1, 'optim_wrapper.clip_grad': 'None'} | SHORT | options
+    command = ['tools/train.py', config, '--launcher', 'pytorch', '--work-dir', work_dir, *resume]
+    return start(*LAUNCH, *launch, *command, *demo_options('coco', scenes, **options), env=ENV)
+
+
+def finish(*processes):
+    outputs = [process.communicate(600)[0] for process in processes]
+    assert not any(process.returncode for process in processes), outputs[0][-4000:]
+    return outputs
+
+
+@pytest.mark.slow
+def test_fsdp_trains_resumes_and_equals_ddp(scenes, tmp_path):
+    """As the page has it, on the demo's model; both kinds of checkpoints."""
+    leaf = re.search(r'```python my_fsdp.py\n.*?\)\n(.*?)```', PAGE, re.DOTALL)[1]
+    config, local = tmp_path / 'my_fsdp.py', tmp_path / 'local.py'
+    config.write_text(f"_base_ = '{ROOT / DEMO['coco']}'\n{leaf}")
+    local.write_text("_base_ = 'my_fsdp.py'\nstrategy = dict(state_dict_cfg='local')\n")
+    two = '--standalone', '--nproc_per_node', '2'
+    states = {}
+    for name, options in (
+        ('ddp', dict(runner_type='FlexibleRunner')),
+        ('fsdp', dict(config=config)),
+    ):
+        work = tmp_path / name
+        finish(train(*two, work_dir=work, scenes=scenes, **options))
+        tensors = load(work / 'iter_2.pth')['state_dict']
+        states[name] = {key.removeprefix('module.'): value for key, value in tensors.items()}
+    assert states['ddp'].keys() == states['fsdp'].keys()
+    for key, tensor in states['ddp'].items():
+        assert torch.allclose(tensor, states['fsdp'][key], atol=1e-6), key
+    finish(train(*two, work_dir=tmp_path / 'local', scenes=scenes, config=local))
+    assert (tmp_path / 'local/iter_2.pth/rank1.pth').is_file()
+    for name, path in (('fsdp', config), ('local', local)):
+        more = {'train_cfg.max_iters': 4, 'resume': ['--resume']}
+        finish(train(*two, work_dir=tmp_path / name, scenes=scenes, config=path, **more))
+    last = load(tmp_path / 'fsdp/iter_4.pth')
+    assert {int(state['step']) for state in last['optimizer']['state'].values()} == {4}
+    assert any((last['state_dict'][key] != value).any() for key, value in states['fsdp'].items())
+
+
+@pytest.mark.slow
+def test_two_torchruns_find_each_other_as_on_two_machines(scenes, tmp_path):
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    launch = ['--nnodes', '2', '--nproc_per_node', '1', '--rdzv_backend', 'c10d']
+    launch += ['--rdzv_endpoint', f'localhost:{port}']
+    outputs = finish(*(train(*launch, work_dir=tmp_path, scenes=scenes) for _ in range(2)))
+    assert sum('processes communicate by gloo' in output for output in outputs) == 1
+    assert len(load(tmp_path / 'iter_2.pth')['random_states']['ranks']) == 2
+
+
+def test_gradients_that_each_process_would_clip_by_itself_are_refused(exits, scenes):
+    options = {'strategy.type': 'convnext_dense.FSDPStrategy'} | FLEXIBLE
+    output = exits('train', ROOT / DEMO['coco'], *demo_options('coco', scenes, **options))
+    assert 'optim_wrapper.clip_grad: MMEngine clips the shards' in output

@@ -8,6 +8,7 @@ Needs no weights and no data. The picture is NAME_param_groups.png in the curren
 from pathlib import Path
 
 from ..config_names import read_config
+from ..data.pictures import save_figure
 from ..training.learning_rates import draw_learning_rates, parameter_groups
 from .shared import errors_as_messages, make_parser
 
@@ -22,5 +23,5 @@ def main(argv: list[str] | None = None) -> None:
     name = Path(args.config).stem
     out = args.out or f'{name}_param_groups.png'
     model, groups = parameter_groups(read_config(args.config))
-    draw_learning_rates(model, groups, name).savefig(out, dpi=100)
+    save_figure(draw_learning_rates(model, groups, name), out, 100)
     print(f'drew {out}')

@@ -4,9 +4,10 @@ A class has the same colour wherever it is shown.
 """
 
 import colorsys
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -23,6 +24,17 @@ def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
         red, green, blue = colorsys.hsv_to_rgb(i * 0.618034 % 1, saturation, value)
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colours)
+
+
+def save_figure(figure: Any, path: str | Path, dpi: int) -> None:
+    """Write a figure of matplotlib in the format that the name says, PNG by default.
+
+    Raises:
+        OSError: it cannot be written. Matplotlib itself says nothing where the disk is full.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format=Path(path).suffix.removeprefix('.') or 'png', dpi=dpi)
+    Path(path).write_bytes(picture.getvalue())
 
 
 def read(file: Path | BinaryIO) -> tuple[np.ndarray, str | None]:

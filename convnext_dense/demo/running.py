@@ -14,7 +14,7 @@ from matplotlib.figure import Figure  # pyplot would change the backend of the u
 from matplotlib.patches import Patch
 from PIL import Image
 
-from ..data.pictures import overlay
+from ..data.pictures import overlay, save_figure
 from ..pages import render
 from ..printing import markdown_table
 from ..training.running import follow
@@ -156,7 +156,7 @@ def draw_predictions(folders: Mapping[str, Path], data: Path, path: Path, count:
         axes.set_ylabel(title)
     handles = [Patch(color=colour) for colour in np.array(scenes.PALETTE[1:]) / 255]
     figure.legend(handles, scenes.STUFF + scenes.SHAPES, ncols=7, loc='outside lower center')
-    figure.savefig(path, dpi=90)
+    save_figure(figure, path, 90)
 
 
 def instance_map(masks: Sequence[np.ndarray], kinds: Sequence[int]) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..architectures import ARCHITECTURES
 from ..config_names import read_config
+from ..data.pictures import save_figure
 from ..fast_path import plain_operators
 from ..folding import fuse
 from ..inference.building import build
@@ -246,4 +247,4 @@ def draw(results: Sequence[Result], about: dict[str, Any], path: Path) -> None:
         right.set_yticklabels([])
     title = f'{about["hardware"]}, {about["threads"]} threads, torch {about["torch"]}'
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..architectures import ARCHITECTURES
 from ..backbone import ConvNeXt
+from ..data.pictures import save_figure
 from ..errors import WeightsError
 from ..weights import LoadReport, layouts, load_weights
 from ..weights.loading import read
@@ -118,4 +119,4 @@ def draw_features(
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    save_figure(figure, path, 80)

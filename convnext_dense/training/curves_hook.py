@@ -7,6 +7,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..data.pictures import save_figure
 from ..registry import HOOKS
 from .drawing import failures_as_warnings, path_in_work_dir
 
@@ -61,7 +62,7 @@ def draw_curves(runner: Runner, path: Path) -> None:
         if axes.lines:  # the legend is below them, where it hides none
             axes.legend(fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=3)
     losses.set_ylim(0)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, 100)
 
 
 def _draw_rates(axes, curves, optim_wrapper):
