@@ -104,7 +104,7 @@ def test_each_parameter_has_the_rate_of_its_layer(
         assert set(rates.values()) == {BASE_RATE}
 
 
-@examples(20)
+@examples(8)
 @given(DEPTHS, st.sampled_from(DECAY_TYPES))
 def test_a_decay_of_one_is_no_decay(depths, decay_type):
     test = test_each_parameter_has_the_rate_of_its_layer.hypothesis.inner_test
@@ -141,7 +141,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS, ids=lambda layout: layout.name)
-@examples(20)
+@examples(15)
 @given(backbones(), PREFIXES)
 def test_renamed_and_back_is_the_same(layout, tensors, prefix):
     renamed, without_place = to_theirs(tensors, layout)
@@ -155,7 +155,7 @@ def test_renamed_and_back_is_the_same(layout, tensors, prefix):
     assert {prefix + name for name in renamed} == {*back.names.values()}
 
 
-@examples(20)
+@examples(15)
 @given(backbones(), st.sampled_from(sorted(TARGETS)))
 def test_converted_and_back_loses_nothing_without_a_word(tensors, target):
     """V2 has no place in torchvision's layout, classifiers none in some; all else comes back."""
@@ -196,7 +196,7 @@ def old_backbones(draw):
     return dict(backbone, out_indices=indices), indices, [base * 2**i for i in indices]
 
 
-@examples(8)
+@examples(6)
 @given(old_backbones(), st.integers(1, 8), st.data())
 def test_a_detector_keeps_its_pyramid(old, eighths, data):
     backbone, indices, widths = old
@@ -226,7 +226,7 @@ def test_a_detector_keeps_its_pyramid(old, eighths, data):
     assert len(norms) == 2 * (len(indices) - start)  # no map that nothing reads
 
 
-@examples(8)
+@examples(6)
 @given(old_backbones(), st.integers(1, 8), st.data())
 def test_a_segmentors_heads_read_maps_of_the_same_stride(old, eighths, data):
     backbone, indices, widths = old

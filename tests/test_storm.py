@@ -1,6 +1,7 @@
 """What make storm does to trainings and data is what it says; its page is kept."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -51,3 +52,10 @@ def test_each_kind_breaks_what_it_names_and_the_same_seed_the_same(kind, tmp_pat
             assert path == case.config or path.stem == expected.name.partition('.')[0]
             broken.append((path.name, files(folder).get(path), expected))
         assert path == case.config or broken[0] == broken[1]
+
+
+def test_page_that_is_kept_says_that_nothing_was_lost():
+    page = (ROOT / 'docs/reliability.md').read_text()
+    assert f'{sum(map(len, kills.PLANS.values()))} kills, 0 with something wrong' in page
+    assert re.search(r'(\d+) data sets and configs of (\d+) kinds', page).groups() == ('500', '32')
+    assert re.search(r' (\d+)\s+neither', page)[1] == '0'

@@ -322,17 +322,17 @@ class Run:
 
 def ranks(launcher: int) -> list[int]:
     """Processes that torchrun has started, in the order of their ranks."""
-    found = {}
+    pids = {}
     try:
         children = Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()
         for pid in map(int, children):
             environment = Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')
             rank = next((item for item in environment if item.startswith(b'RANK=')), None)
             if rank:
-                found[int(rank[5:])] = pid
+                pids[int(rank[5:])] = pid
     except OSError:  # it has just ended
         pass
-    return [found[rank] for rank in sorted(found)]
+    return [pids[rank] for rank in sorted(pids)]
 
 
 def differing(a, b, name: str) -> list[str]:
