@@ -8,6 +8,8 @@ import pytest
 import torch
 from storm import inputs, kills
 
+from conftest import ROOT
+
 
 @pytest.mark.parametrize('processes', kills.PLANS)
 def test_a_plan_can_be_carried_out(processes):
