@@ -7,11 +7,12 @@
 # make gpu            checks the package on the GPU and times it; writes docs/benchmark/gpu.md
 # make census         swaps the backbone of every config of mmdet and mmseg; writes docs/census.md
 # make pins           writes the versions of all packages anew, from tools/env/*.in; needs uv
+# make storm          kills trainings and breaks inputs, at random; writes docs/reliability.md
 # make demo-seeds     the demo with three seeds; writes docs/demo.md
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: benchmark census demo demo-seeds gpu lint pins test test-slow test-upstream
+.PHONY: benchmark census demo demo-seeds gpu lint pins storm test test-slow test-upstream
 
 demo: .venv/.ready
 	$(RUN) tools/demo.py
@@ -27,6 +28,9 @@ gpu: .venv/.ready
 
 census: .venv/.ready
 	$(RUN) tools/census.py
+
+storm: .venv/.ready
+	PYTHONPATH=tests $(RUN) -m storm
 
 test: .venv/.ready
 	$(RUN) -m pytest

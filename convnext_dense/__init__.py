@@ -6,7 +6,7 @@ try:
     from .architectures import ARCHITECTURES
     from .backbone import ConvNeXt
     from .config_names import config
-    from .errors import ConfigError, WeightsError
+    from .errors import ConfigError, DataError, WeightsError
     from .fast_path import plain_operators
     from .folding import fuse
     from .inference import inferencer
@@ -36,6 +36,7 @@ __all__ = [
     'ARCHITECTURES',
     'ConfigError',
     'ConvNeXt',
+    'DataError',
     'LayerDecayOptimWrapperConstructor',
     'LoadReport',
     'PRESETS',

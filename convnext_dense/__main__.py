@@ -25,7 +25,14 @@ def main() -> None:
         print(f'convnext_dense {__version__}')
     elif (name := arguments[0].replace('-', '_')) in NAMES:
         sys.argv = [f'convnext-dense {arguments[0]}', *arguments[1:]]  # argparse prints the first
-        import_module(f'convnext_dense.commands.{name}').main()
+        try:
+            import_module(f'convnext_dense.commands.{name}').main()
+        except Exception as error:
+            try:
+                from .commands.shared import message_of
+            except Exception:  # without torch there is only the traceback
+                raise error from None
+            sys.exit(message_of(error))
     else:
         sys.exit(f'{describe()}\n\nconvnext-dense: there is no command {arguments[0]}')
 

@@ -103,11 +103,17 @@ def find_config(name: str) -> tuple[Path, str]:
     path = Path(name)
     if path.is_file():
         for library, folder in folders.items():
-            if folder.resolve() in path.resolve().parents:
+            # In a clone of mmdet users write configs of their own: these are files as any other.
+            by_name = folder.parent.name == '.mim' or library == __package__
+            if by_name and folder.resolve() in path.resolve().parents:
                 within = path.resolve().relative_to(folder.resolve())
                 return path, f'{library}::{within.as_posix()}'
         return path, str(path)
     scope, _, rest = name.rpartition('::')
+    if scope in LIBRARIES and scope not in folders:
+        raise ConfigError(
+            f'no config {name}: {scope} is not installed here. "convnext-dense doctor" says what is'
+        )
     wanted = rest.removesuffix('.py') + '.py'
     configs = [
         (file, f'{library}::{file.relative_to(folder).as_posix()}')

@@ -2,7 +2,8 @@
 
 from .training.checkpoint_hook import CheckpointHook
 from .training.curves_hook import CurvesHook
+from .training.data_check_hook import DataCheckHook
 from .training.examples_hook import ExamplesHook
 from .training.finite_hook import FiniteHook
 
-__all__ = ['CheckpointHook', 'CurvesHook', 'ExamplesHook', 'FiniteHook']
+__all__ = ['CheckpointHook', 'CurvesHook', 'DataCheckHook', 'ExamplesHook', 'FiniteHook']

@@ -143,6 +143,15 @@ def test_weights_of_every_config_are_known_presets_of_its_architecture():
             assert PRESETS[backbone.init_cfg.checkpoint].arch == backbone.arch, path
 
 
+def test_a_leaf_with_hooks_of_its_own_keeps_ours():
+    for path in ALL_CONFIGS:
+        text = f'_base_ = {str(ROOT / path)!r}\ncustom_hooks = []\ndefault_hooks = dict(timer=None)'
+        hooks = Config.fromstring(text, '.py').default_hooks
+        types = {hooks[name].type for name in ('checkpoint', 'finite', 'data_check')}
+        expected = {'CheckpointHook', 'FiniteHook', 'DataCheckHook'}
+        assert types == {f'convnext_dense.{name}' for name in expected}, path
+
+
 @pytest.mark.parametrize('path', [p for p in ALL_CONFIGS if 'demo' not in p])
 def test_leaf_configs_are_short(path):
     assert sum(bool(line.strip()) for line in (ROOT / path).read_text().splitlines()) <= 20

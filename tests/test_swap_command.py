@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from conftest import ROOT, run
+from conftest import ROOT
 from convnext_dense import ConfigError, swap_backbone
 from convnext_dense.commands.swap import main
 from convnext_dense.config_names import find_config
@@ -252,12 +252,85 @@ model = dict(type=RetinaNet, backbone=dict(type=ResNet, depth=50), neck=dict(
 """
 
 
-def test_new_style_configs_are_told_how_to_export(tmp_path):
+def test_new_style_configs_are_exported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / 'runtime.py').write_text("default_scope = 'mmdet'\n")
     (tmp_path / 'config.py').write_text(NEW_STYLE)
-    with pytest.raises(ConfigError, match='new-style config') as error:
+    main(['config.py', '--arch', 'tiny', '-o', 'new.py', '--no-proof'])
+    assert 'wrote new.py, and new_base.py: CONFIG as a text config' in capsys.readouterr().out
+    new = Config.fromfile('new.py')
+    assert new.model.type == 'RetinaNet' and new.model.neck.in_channels == [192, 384, 768]
+    assert "_base_ = ['new_base.py']" in (tmp_path / 'new.py').read_text()
+
+
+def test_what_cannot_be_exported_leaves_no_file(tmp_path, exits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runtime.py').write_text("default_scope = 'mmdet'\nfrom pathlib import Path\n")
+    (tmp_path / 'config.py').write_text(NEW_STYLE + 'odd = dict(place=object())\n')
+    printed = exits(TOOL, 'config.py', '--arch', 'tiny', '-o', 'new.py', '--no-proof')
+    assert 'ConfigError' in printed and 'swap_backbone' in printed
+    assert not list(tmp_path.glob('new*'))
+
+
+# ---- modules and names ----
+
+OWN_MODULE = """
+from mmdet.models import ResNet
+from mmengine.registry import MODELS
+MODELS.register_module('BridgeNet', module=ResNet)
+"""
+OWN_BACKBONE = """
+_base_ = {!r}
+model = dict(backbone=dict(type='BridgeNet'))
+"""
+
+
+def test_modules_that_a_train_script_registers(tmp_path, exits, monkeypatch, capsys):
+    """It lies beside the config, and neither names the other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'sub').mkdir()
+    (tmp_path / 'sub/bridge_net.py').write_text(OWN_MODULE)
+    config, options = tmp_path / 'sub/config.py', ['--arch', 'atto', '-o', 'new.py', '--no-proof']
+    config.write_text(OWN_BACKBONE.format(str(find_config(RETINA)[0])))
+    printed = exits(TOOL, config, *options)
+    assert 'BridgeNet is not in the' in printed
+    assert '--import MODULE, or in the config custom_imports = dict(imports=["MODULE"])' in printed
+    before = sys.path[:]
+    main([str(config), *options, '--import', 'bridge_net'])
+    assert 'What trains new.py has to import bridge_net as well.' in capsys.readouterr().out
+    assert sys.path == before
+    message = exits(TOOL, config, *options, '--force', '--import', 'no_such_module')
+    assert 'no_such_module cannot be imported' in message and str(tmp_path / 'sub') in message
+
+
+def test_what_is_not_foreseen_is_one_screen(tmp_path, exits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'odd.py').write_text(
+        "model = dict(type='FCOS', backbone=dict(type='ResNet', depth=18))\noptim_wrapper = [1]\n"
+    )
+    printed = exits('swap', 'odd.py', '--arch', 'atto', '-o', 'new.py')
+    assert 'This was not foreseen: AttributeError' in printed and 'Traceback' not in printed
+    assert 'convnext-dense swap odd.py --arch atto' in printed.replace("'", '')
+    assert 'swap/optimiser.py:' in printed and 'please report these lines' in printed
+    assert len(printed.splitlines()) < 25
+
+
+def test_a_sibling_in_a_clone_is_inherited_by_a_relative_path(tmp_path, monkeypatch):
+    clone = tmp_path / 'mmdet'
+    (clone / 'configs/mine').mkdir(parents=True)
+    monkeypatch.setattr(
+        'convnext_dense.config_names.config_folder',
+        lambda library: clone / 'configs' if library == 'mmdet' else None,
+    )
+    mine = clone / 'configs/mine/a.py'
+    mine.write_text('')
+    assert find_config(str(mine)) == (mine, str(mine))
+    assert find_config('mmdet::mine/a.py')[1] == 'mmdet::mine/a.py'
+    with pytest.raises(ConfigError, match='mmseg is not installed here'):
+        find_config('mmseg::psp.py')
+
+
+def test_a_library_that_is_not_there_is_named(tmp_path):
+    (tmp_path / 'config.py').write_text("default_scope = 'mmhats'\nmodel = dict(type='Hat')\n")
+    with pytest.raises(ConfigError, match='one of mmhats .*which is not installed here'):
         swap_backbone(tmp_path / 'config.py', 'tiny')
-    command = str(error.value).partition('-c "')[2].rpartition('"')[0]
-    (tmp_path / 'export.py').write_text(command)
-    run(tmp_path / 'export.py', cwd=tmp_path)
-    assert swap_backbone(tmp_path / 'exported.py', 'tiny').model.neck.in_channels == [192, 384, 768]

@@ -10,6 +10,7 @@ images the normalisation of the weights. The result is trained for a step on noi
 stage, before it is written.
 """
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from ..config_names import find_config
 from ..errors import ConfigError
 from ..printing import console
 from ..swap import Absent, Swap, allow_unused, dotted, plan, prove, write_config
+from ..swap.config_files import import_modules, is_new_style
+from ..swap.writing import exported
 from ..weights import PRESETS
 from .shared import errors_as_messages, make_parser
 
@@ -25,6 +28,8 @@ STEPS = dict(
     loss='one training step',
     forward='forward and backward of the raw outputs (the loss needs data of its own kind)',
 )
+# What torch and mmcv say where an operator runs on GPUs only.
+NEEDS_GPU = re.compile(r'CUDA|cuda|not implemented (on|for) (the )?.?CPU|\bGPU\b')
 
 
 @errors_as_messages()
@@ -41,8 +46,10 @@ def main(argv=None):
     parser.add_argument('--output-stride', type=int, choices=(8, 16, 32), help=stride)
     decay = 'train with AdamW and layer-wise learning-rate decay'
     parser.add_argument('--layer-decay', action='store_true', help=decay)
-    no_proof = 'do not train a step: for models that need a GPU'
+    no_proof = 'do not train a step, for instance where the model needs a GPU'
     parser.add_argument('--no-proof', action='store_true', help=no_proof)
+    imports = 'import this first, as your training script does: it registers modules of yours'
+    parser.add_argument('--import', dest='modules', metavar='MODULE', action='append', help=imports)
     parser.add_argument('-o', '--out', required=True, help='config to write')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     arguments = sys.argv[1:] if argv is None else list(map(str, argv))
@@ -55,6 +62,10 @@ def main(argv=None):
         parser.error(f'{out} is CONFIG itself, which is inherited: name another file')
     if out.exists() and not args.force:
         parser.error(f'{out} is there already: name another file, or overwrite it with --force')
+    base = exported(out) if is_new_style(source) else None
+    if base and base.exists() and not args.force:
+        parser.error(f'{base}, to which CONFIG is exported, is there already: see --force')
+    import_modules(args.modules or [], source)
     with terminal.status('running the old backbone without weights'):
         swap = plan(source, args.arch, args.checkpoint, args.output_stride, args.layer_decay)
     if not swap.changes:
@@ -67,9 +78,10 @@ def main(argv=None):
                 step, _, unused = prove(swap)
         except ConfigError as error:
             show(swap)
+            needs = ', which needs a GPU' if NEEDS_GPU.search(str(error)) else ''
             raise ConfigError(
-                f'{error}\nNothing is written. --no-proof writes the config all the same, for '
-                'instance for a model that needs a GPU'
+                f'{error}\nNothing is written. --no-proof writes the config without this step'
+                f'{needs}'
             ) from error
         swap = allow_unused(swap, unused)
     show(swap)
@@ -77,7 +89,12 @@ def main(argv=None):
         print(f'Proof: {STEPS[step]} on noise, gradients reach the stem.')
     command = shlex.join(['convnext-dense', 'swap', *arguments])
     write_config(swap, source, name, out, command)
-    print(f'wrote {out}')
+    print(
+        f'wrote {out}'
+        + (f', and {base}: CONFIG as a text config, which it inherits' if base else '')
+    )
+    if args.modules:
+        print(f'What trains {out} has to import {", ".join(args.modules)} as well.')
     if args.checkpoint in PRESETS:
         print(f'The weights of {args.checkpoint} are under {PRESETS[args.checkpoint].licence}.')
 

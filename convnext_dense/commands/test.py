@@ -10,7 +10,7 @@ Metrics are printed and written to WORK_DIR/TIMESTAMP/*.json.
 from pathlib import Path
 
 from ..evaluation.test_time_augmentation import with_test_time_augmentation
-from ..training.running import build_runner, fit_to_machine, load_config
+from ..training.running import annotations_explained, build_runner, fit_to_machine, load_config
 from .shared import add_run_arguments, errors_as_messages, make_parser
 
 
@@ -36,4 +36,5 @@ def main(argv: list[str] | None = None) -> None:
         if not cfg.get('default_hooks', {}).get('visualization'):
             parser.error('--show-dir: this config has no default_hooks.visualization')
         cfg.default_hooks.visualization.update(draw=True, interval=1)
-    build_runner(with_test_time_augmentation(cfg) if args.tta else cfg).test()
+    with annotations_explained(cfg):
+        build_runner(with_test_time_augmentation(cfg) if args.tta else cfg).test()

@@ -8,7 +8,7 @@ Reads data, model, schedule, hooks and default_scope from the config; it knows n
 
 from pathlib import Path
 
-from ..training.running import build_runner, fit_to_machine, load_config
+from ..training.running import annotations_explained, build_runner, fit_to_machine, load_config
 from ..training.work_dir import latest_checkpoint
 from ..weights.pretrained import without_pretrained
 from .shared import add_run_arguments, errors_as_messages, make_parser
@@ -42,4 +42,5 @@ def main(argv: list[str] | None = None) -> None:
         else:  # which has all weights but those of a distillation's teacher
             cfg.load_from, cfg.resume = str(checkpoint), True
             cfg.model = without_pretrained(cfg.model, keep_teacher=True)
-    build_runner(cfg).train()
+    with annotations_explained(cfg):
+        build_runner(cfg).train()

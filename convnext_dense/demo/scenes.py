@@ -11,8 +11,10 @@ overlap with those of its neighbours.
 import colorsys
 import hashlib
 import json
+import multiprocessing
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,12 +149,17 @@ def write(folder: Path, counts: Mapping[str, int], seed: int = 0) -> None:
         shutil.rmtree(folder)  # made by older code, or with other arguments
     partial = folder.with_name(folder.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
-    for i, (split, count) in enumerate(counts.items()):
-        numbers = progress(range(count), f'{split} scenes')
-        scenes = (scene(np.random.default_rng([seed, i, number])) for number in numbers)
-        _write_split(partial, split, scenes)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context('fork')) as pool:
+        for i, (split, count) in enumerate(counts.items()):
+            seeds = [(seed, i, number) for number in range(count)]
+            made = pool.map(_seeded_scene, seeds, chunksize=16)
+            _write_split(partial, split, progress(made, f'{split} scenes', count))
     (partial / 'made_by').write_text(made_by)
     partial.rename(folder)
+
+
+def _seeded_scene(seed: tuple[int, ...]) -> Scene:
+    return scene(np.random.default_rng(seed))
 
 
 def _write_split(folder, split, scenes):

@@ -26,9 +26,7 @@ from ..errors import ConfigError
 from ..printing import markdown_table, progress
 from ..swap import plan, prove
 from ..swap.config_files import read_config
-from ..swap.editing import at
-from ..swap.old_backbone import find_owners
-from ..swap.proof import run_step
+from ..swap.proof import ORIGINAL_FAILS
 from .processes import Process
 
 LIMIT = 900  # seconds for one model
@@ -47,7 +45,6 @@ STATES = dict(
 # Part of a ConfigError's message -> the state of a config of which it is said.
 STATE_OF_ERROR = {
     'not a config that MMEngine can read': 'no model',  # a script that lies among the configs
-    'new-style': 'no model',
     'another backbone': 'cannot',
     'no backbone': 'cannot',
 }
@@ -151,20 +148,16 @@ class Trial:
         return replace(self.row, graph=graph, adapters=swap.adapters, lost=lost)
 
     def trained(self) -> Row:
-        """The row after a step of training. If the step fails, the original is to run one."""
+        """The row after a step of training; where it fails, after the original's."""
         try:
             proof = prove(plan(self._read(), self.arch))
             unused = proof.without_gradient
             return replace(self.row, state='works', step=proof.step, unused=unused)
         except Exception as error:
-            why = first_reason(error)
-        try:
-            cfg = self._read()
-            run_step(at(cfg, find_owners(cfg)[0]))
-        except Exception as error:
-            if 'does not reach' not in str(error):  # the stem, which old backbones freeze
-                return replace(self.row, state='broken', why=first_reason(error))
-        return replace(self.row, state='fails', why=why)
+            reason = str(error).partition(ORIGINAL_FAILS)[2]
+            if reason:
+                return replace(self.row, state='broken', why=' '.join(reason.split()))
+            return replace(self.row, state='fails', why=first_reason(error))
 
     def _read(self) -> Config:
         library, name = self.row.config.split('/', 1)

@@ -6,15 +6,16 @@
     old_backbone    where in it the backbone is, and which methods cannot be given another one
     measuring       the maps that backbone and neck emit
     stages          the maps that are read, and the stage of ConvNeXt that replaces each
+    cases           the changes, by the kind of the model: ordinary, plain ViT, decoder, C4, levels
+                    beyond stride 32
     new_backbone    the dict of ConvNeXt
     widths          the keys of neck and heads that hold the widths of maps
     rewiring        these keys are set to the new widths
-    adapters        models that need more than that: plain ViTs, C4, U-Net, levels beyond stride 32
     surroundings    normalisation, weights and names of the old backbone
     optimiser       layer-wise learning-rate decay
 
-``prove`` (proof) then trains the model for a step, ``write_config`` (writing) writes the config.
-All changes are made through ``editing``, which remembers them.
+``prove`` (proof, with the images of noise) then trains the model for a step, ``write_config``
+(writing) writes the config. All changes are made through ``editing``, which remembers them.
 """
 
 from .editing import Absent, Change, dotted

@@ -26,10 +26,15 @@ class Change(NamedTuple):
 
 
 class Edits:
-    """A config that is being changed: what was changed and why, and what its user should know."""
+    """A config that is being changed: what was changed and why, and what its user should know.
 
-    def __init__(self, cfg: Config):
-        self.cfg = cfg
+    Args:
+        cfg: a config or a part of it.
+        in_place: change it, not a copy.
+    """
+
+    def __init__(self, cfg: Config | dict, in_place: bool = False):
+        self.cfg: Any = cfg if in_place else copy.deepcopy(cfg)
         self.changes: list[Change] = []
         self.adapters: list[str] = []
         self.warnings: list[str] = []
@@ -55,6 +60,13 @@ class Edits:
         """Set several keys of the dict at ``path`` for the same reason."""
         for key, value in values.items():
             self.set((*path, key), value, why)
+
+    def take(self, others: 'Edits', path: KeyPath = ()) -> None:
+        """Do what others did to the part at ``path``."""
+        for change in others.changes:
+            self.set((*path, *change.path), change.new, change.why)
+        self.adapters += others.adapters
+        self.warnings += others.warnings
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

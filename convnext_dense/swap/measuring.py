@@ -1,9 +1,11 @@
 """What a backbone emits and what a neck makes of it: both are built without weights and run."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from mmengine.registry import MODELS
 
 from ..architectures import get_architecture
 from ..errors import ConfigError
@@ -24,17 +26,25 @@ class Map(NamedTuple):
     stride: int  # in pixels of the image; 0 for a vector
 
 
-def measure_backbone(cfg: dict) -> tuple[list[Map], bool]:
-    """The maps that a backbone emits, in its order, and whether all of its parameters are frozen.
+class Emitted(NamedTuple):
+    """What a backbone emits, in its order."""
+
+    maps: Sequence[Map]
+    frozen: bool = False  # all of its parameters
+    tensor: bool = False  # one map, not in a tuple
+
+
+def measure_backbone(cfg: dict) -> Emitted:
+    """Run a backbone.
 
     Raises:
-        ConfigError: it cannot be built or run.
+        ConfigError: it cannot be built or run, or emits no maps.
     """
     if cfg.get('type') == 'mmpretrain.ConvNeXt':  # of a package that often cannot be imported
         indices = cfg.get('out_indices', -1)
         dims = get_architecture(cfg.get('arch', 'tiny')).dims
         indices = [indices] if isinstance(indices, int) else indices
-        return [Map(dims[i], STRIDES[i]) for i in indices], False
+        return Emitted([Map(dims[i], STRIDES[i]) for i in indices])
     channels, fixed = cfg.get('in_channels', 3), cfg.get('img_size')
     fixed = fixed[0] if isinstance(fixed, (list, tuple)) and fixed else fixed
     attempts = [*SIDES.items(), *((device, fixed) for device in SIDES if fixed)]
@@ -45,19 +55,30 @@ def measure_backbone(cfg: dict) -> tuple[list[Map], bool]:
                 outputs = backbone(torch.zeros(1, channels, side, side, device=device))
             backbone.train()  # some freeze their layers only here
             frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
-            return [_map(output, side) for output in outputs], frozen
+            tensor = isinstance(outputs, torch.Tensor)
+            maps = [_map(output, side) for output in ([outputs] if tensor else outputs)]
         except Exception as error:
             reason = error
+            continue
+        if hasattr(backbone, 'decode_head'):
+            raise ConfigError(
+                f'the backbone {cfg.get("type")} is itself a segmentor: its outputs are the scores '
+                'of classes. Swap the backbone within it, in a config whose model it is'
+            )
+        return Emitted(maps, frozen, tensor)
     raise ConfigError(
         f'the backbone {cfg.get("type")} cannot be built and run, so its maps are not known: '
-        f'{type(reason).__name__}: {reason}'
+        f'{type(reason).__name__}: {reason}{import_hint(reason)}'
     ) from reason
 
 
-def measure_neck(cfg, maps: Sequence[Map]) -> tuple[list[Map], list[bool]]:
+def measure_neck(cfg, maps: Sequence[Map], tensor: bool = False) -> tuple[list[Map], list[bool]]:
     """What a neck (a dict, or several in a list) emits for ``maps``, and which of these it uses.
 
     A map is used if a gradient of the outputs' sum reaches it.
+
+    Args:
+        tensor: it is given the only map, not a tuple of it.
 
     Raises:
         ConfigError: it cannot be built or run.
@@ -68,18 +89,40 @@ def measure_neck(cfg, maps: Sequence[Map]) -> tuple[list[Map], list[bool]]:
             for channels, stride in maps:
                 shape = 1, channels, *(side // stride for side in size)
                 inputs.append(torch.zeros(shape, device=device, requires_grad=True))
-            outputs = build(cfg, device)(tuple(inputs))
+            outputs = build(cfg, device)(inputs[0] if tensor else tuple(inputs))
             outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
             sum(output.sum() for output in outputs).backward()
-            used = [tensor.grad is not None for tensor in inputs]
+            used = [given.grad is not None for given in inputs]
             return [_map(output, size[0]) for output in outputs], used
         except Exception as error:
             reason = error
+    if hint := import_hint(reason):
+        raise NotRegistered(f'{type(reason).__name__}: {reason}{hint}') from reason
     name = cfg.get('type') if isinstance(cfg, dict) else [part.get('type') for part in cfg]
     raise ConfigError(
-        f'the neck {name} does not run on maps of {[channels for channels, _ in maps]} channels: '
-        f'{type(reason).__name__}: {reason}'
+        f'the neck {name} does not run on maps of {[channels for channels, _ in maps]} channels at '
+        f'strides {[stride for _, stride in maps]}: {type(reason).__name__}: {reason}'
     ) from reason
+
+
+class NotRegistered(ConfigError):
+    """A type that no registry knows."""
+
+
+def import_hint(error: Exception) -> str:
+    """How a module that registers a type is named, if it is missing."""
+    if not re.search('is not in the .* registry', str(error)):
+        return ''
+    return (
+        '. If a module of yours registers it, which your training script imports, name that '
+        'module: --import MODULE, or in the config custom_imports = dict(imports=["MODULE"])'
+    )
+
+
+def of_mmdet(name: str) -> str:
+    """The type of a layer of mmdet, as a config of the current scope names it."""
+    with MODELS.switch_scope_and_registry(None) as registry:
+        return name if registry.get(name) else f'mmdet.{name}'
 
 
 def _map(output, side: int) -> Map:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..architectures import get_architecture
-from .editing import Edits, KeyPath, at
+from .editing import Edits
 from .measuring import STRIDES, Map
 
 OURS = 'convnext_dense.ConvNeXt'
@@ -42,20 +42,15 @@ def is_there(backbone: dict, target: Target) -> bool:
 
 
 def set_backbone(
-    edits: Edits,
-    owner: KeyPath,
-    target: Target,
-    stages: Sequence[int],
-    output_stride: int,
-    frozen: bool,
+    edits: Edits, target: Target, stages: Sequence[int], output_stride: int, frozen: bool
 ) -> None:
-    """Replace the backbone of the dict at ``owner``.
+    """Replace the backbone of a part of a model.
 
     Args:
         stages: whose maps it emits.
         frozen: whether the old backbone was frozen as a whole.
     """
-    old, arch = at(edits.cfg, owner)['backbone'], target.arch
+    old, arch = edits.cfg['backbone'], target.arch
     drop_path = DROP_PATH.get(arch.rpartition('_')[2], 0.0)
     new: dict[str, Any] = dict(type=OURS, arch=arch, drop_path_rate=drop_path)
     if old.get('type') == OURS:
@@ -81,8 +76,8 @@ def set_backbone(
         new['output_stride'] = output_stride
         edits.adapters.append(f'output_stride={output_stride}')
         edits.warn(
-            f'the deepest map stays at stride {output_stride}, where the last stages cost more '
-            'than at 32: --output-stride 32 is the ordinary ConvNeXt'
+            f'the deepest map is at stride {output_stride}, where the last stages cost more than '
+            'at 32: --output-stride 32 is the ordinary ConvNeXt'
         )
     if target.checkpoint:
         new['init_cfg'] = dict(type='Pretrained', checkpoint=target.checkpoint)
@@ -95,4 +90,4 @@ def set_backbone(
     why = 'this drop path is for short schedules, the official recipes have more'
     if old.get('frozen_stages', -1) >= 0 and 'frozen_stages' not in new:
         why += f'; frozen_stages={old["frozen_stages"]} is not kept, ConvNeXt is fine-tuned whole'
-    edits.set((*owner, 'backbone'), new, why)
+    edits.set(('backbone',), new, why)

@@ -15,6 +15,7 @@ SEGMENTATION_DECAY = dict(
 DETECTION_DECAY = dict(decay_rate=0.95, decay_type='layer_wise')
 OF_LAYER_DECAY = {'custom_keys', 'num_layers', 'decay_rate', 'decay_type', 'layer_decay_rate'}
 WHY = 'layer-wise decay was asked for'
+RATE, IMAGES = 1e-4, 16  # of AdamW, and the images a step that it is for
 
 
 def set_layer_decay(edits: Edits, arch: str, wanted: bool) -> None:
@@ -40,8 +41,11 @@ def set_layer_decay(edits: Edits, arch: str, wanted: bool) -> None:
         raise ConfigError('layer_decay needs a config with optim_wrapper.optimizer')
     path = ('optim_wrapper', 'optimizer')
     if kind != 'AdamW':
-        adamw = dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
-        edits.set(path, adamw, f'{WHY}; the rate is for 16 images a step')
+        adamw = dict(type='AdamW', lr=RATE, betas=(0.9, 0.999), weight_decay=0.05)
+        edits.set(path, adamw, f'{WHY}; {_rates(edits.cfg)}')
+        if (edits.cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            why = 'the images a step that the new rate is for'
+            edits.set(('auto_scale_lr', 'base_batch_size'), IMAGES, why)
         _end_at_zero(edits)
     for key, default in dict(lr=1e-3, weight_decay=1e-2).items():
         if key not in edits.cfg.optim_wrapper.optimizer:
@@ -49,6 +53,16 @@ def set_layer_decay(edits: Edits, arch: str, wanted: bool) -> None:
             edits.set((*path, key), default, why)
     edits.set(('optim_wrapper', 'constructor'), CONSTRUCTOR, WHY)
     _set_decay(edits, optim.get('paramwise_cfg') or {})
+
+
+def _rates(cfg) -> str:
+    """The rate for the batch sizes that the config makes on one GPU and on eight."""
+    batch = (cfg.get('train_dataloader') or {}).get('batch_size')
+    text = f'the rate is for {IMAGES} images a step'
+    if not isinstance(batch, int):
+        return f'{text}: scale it with their number'
+    rates = [f'{RATE * batch * gpus / IMAGES:.3g} for {batch * gpus}' for gpus in (1, 8)]
+    return f'{text}; with {batch} images on a GPU, {rates[0]} (one GPU), {rates[1]} (eight)'
 
 
 def _follow_depths(edits: Edits, optim: dict, arch: str) -> None:

@@ -1,6 +1,7 @@
 """A config -> the same config on ConvNeXt, with what was changed and why."""
 
 import copy
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,15 +13,14 @@ from ..architectures import ARCHITECTURES
 from ..config_names import find_config
 from ..errors import ConfigError
 from ..weights import PRESETS
-from .adapters import add_levels, as_pyramid, drop_shared_head, is_decoder, replace_decoder
-from .config_files import read_config
+from .cases import choose_case
+from .config_files import name_types, read_config
 from .editing import Absent, Change, Edits, KeyPath, at, dotted, plain, walk
-from .measuring import STRIDES, Map, measure_backbone, measure_neck
-from .new_backbone import Target, is_there, set_backbone
+from .measuring import STRIDES, Map
+from .new_backbone import Target, is_there
 from .old_backbone import find_owners, other_backbones
 from .optimiser import set_layer_decay
-from .rewiring import Exchange, rewire_heads, rewire_neck
-from .stages import choose_stages, find_read_maps
+from .stages import measure
 from .surroundings import drop_old_weights, set_normalisation, tell_dead_names
 
 
@@ -30,6 +30,7 @@ class Swap(NamedTuple):
     changes: list[Change]
     adapters: list[str]  # what had to be put in or taken out beside the backbone, if anything
     warnings: list[str]
+    original: Config  # as it was read
 
 
 def swap_backbone(
@@ -85,13 +86,29 @@ def plan(
             f'expected a Config, a path or a name, not a {type(cfg).__name__}; Config(dict(...)) '
             'makes one of a dict'
         )
-    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else read_config(find_config(str(cfg))[0])
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
-    edits, owners = Edits(cfg), find_owners(cfg)
+    if isinstance(cfg, Config):
+        cfg = name_types(copy.deepcopy(cfg))
+    else:
+        cfg = read_config(find_config(str(cfg))[0])
+    original, scope = copy.deepcopy(cfg), cfg.get('default_scope') or 'mmdet'
+    if scope.startswith('mm') and importlib.util.find_spec(scope) is None:
+        raise ConfigError(
+            f'the config is one of {scope} (default_scope), which is not installed here: '
+            '"convnext-dense doctor" says what is, and how to install it'
+        )
+    init_default_scope(scope)
+    edits, owners = Edits(cfg, in_place=True), find_owners(cfg)
     target = Target(arch, checkpoint, output_stride)
     for owner in owners:
         if not is_there(at(cfg, owner)['backbone'], target):
-            _swap_part(edits, owner, target)
+            measured = measure(at(cfg, owner))
+            if measured.neck_error:
+                edits.warn(
+                    f'{measured.neck_error}. It is taken to read all maps and to emit the same '
+                    'ones as before'
+                )
+            edits.take(choose_case(measured)(measured, target), owner)
+            _tell_old_widths(edits, measured.maps, at(cfg, owner)['backbone'], target)
             if checkpoint:
                 set_normalisation(edits, owner, preset)
     if edits.changes:
@@ -104,7 +121,7 @@ def plan(
     set_layer_decay(edits, arch, layer_decay)
     if edits.changes:
         tell_dead_names(edits, owners)
-    return Swap(cfg, owners, edits.changes, edits.adapters, edits.warnings)
+    return Swap(cfg, owners, edits.changes, edits.adapters, edits.warnings, original)
 
 
 def allow_unused(swap: Swap, names: Sequence[str]) -> Swap:
@@ -121,76 +138,9 @@ def allow_unused(swap: Swap, names: Sequence[str]) -> Swap:
     return swap._replace(changes=[*swap.changes, change])
 
 
-def _swap_part(edits: Edits, owner: KeyPath, target: Target) -> None:
-    """Replace the backbone of the dict at ``owner``, and rewire its neck and heads.
-
-    The neck is rewired by an ``Exchange`` of the backbone's maps, the heads by one of the neck's
-    outputs; without a neck the heads are rewired by that of the backbone's maps.
-    """
-    part = at(edits.cfg, owner)
-    kind, neck_path = part['backbone']['type'], (*owner, 'neck')
-
-    # The old maps, and which of them are read (i: index of an old map).
-    emitted, frozen = measure_backbone(part['backbone'])
-    if is_decoder(emitted):
-        replace_decoder(edits, owner, target, emitted, frozen)
-        return
-    old = as_pyramid(edits, owner, emitted)
-    strides = [stride for _, stride in old]
-    if 0 in strides:
-        raise ConfigError(
-            f'{kind} emits vectors, not maps: there is no dense prediction to swap it in'
-        )
-    neck = part.get('neck')
-    read, outputs = find_read_maps(edits, owner, emitted if neck else old)
-
-    # A stage for each of them, but for those beyond ConvNeXt's deepest, which come last.
-    beyond = sum(stride > STRIDES[-1] for stride in strides)
-    stage_of, output_stride = choose_stages(strides[: len(strides) - beyond])
-    output_stride = target.output_stride or output_stride
-    replaced = {i: stage_of[i] for i in read if i < len(stage_of)}
-    stages = sorted({*replaced.values()})
-    if neck and len(stages) + beyond < len(read):
-        raise ConfigError(
-            f'the neck reads maps at strides {strides}, of which ConvNeXt has only {STRIDES}'
-        )
-    set_backbone(edits, owner, target, stages, output_stride, frozen)
-
-    # The maps that ConvNeXt emits in place of the old ones (k: index of a new map).
-    new = target.maps(stages, output_stride)
-    exchange = Exchange(old, new, {i: stages.index(stage) for i, stage in replaced.items()})
-    if beyond:
-        exchange = add_levels(edits, owner, old, read, new)
-    _tell_other_strides(edits, exchange)
-
-    # The neck is given these, and the heads what the neck makes of them.
-    if neck:
-        position = (1,) if beyond else (0,) if isinstance(neck, list) else ()
-        rewire_neck(edits, (*neck_path, *position), exchange)
-        if outputs is None:
-            return
-        now = measure_neck(part['neck'], new)[0]
-        if len(outputs) != len(now):
-            raise ConfigError(f'the neck emitted {len(outputs)} maps and now {len(now)}')
-        exchange = Exchange(outputs, now, {i: i for i in range(len(now))})
-    else:
-        drop_shared_head(edits, owner, exchange)
-    rewire_heads(edits, owner, exchange)
-    _tell_old_widths(edits, old, new)
-
-
-def _tell_other_strides(edits: Edits, exchange: Exchange) -> None:
-    for i, k in exchange.places.items():
-        before, now = exchange.old[i].stride, exchange.new[k].stride
-        if before != now:
-            edits.adapters.append('other stride')
-            edits.warn(
-                f'a head or neck read a map at stride {before} and reads one at stride {now}'
-            )
-
-
-def _tell_old_widths(edits: Edits, old: Sequence[Map], new: Sequence[Map]) -> None:
+def _tell_old_widths(edits: Edits, old: Sequence[Map], backbone: dict, target: Target) -> None:
     """Lists elsewhere in the config, from which a user's code may take the widths."""
+    new = target.maps(backbone.get('out_indices', range(len(STRIDES))), STRIDES[-1])
     before, now = [channels for channels, _ in old], [channels for channels, _ in new]
     if len(before) == 1 or before == now:
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -21,14 +22,17 @@ from ..errors import ConfigError
 from ..inference.building import build
 from ..weights import load_weights
 from .editing import KeyPath, at, dotted
+from .measuring import import_hint
+from .noise import Size, noise_batch
 from .planning import Swap
 
-Size = tuple[int, int]  # height and width of an image, pixels
 # The first that a model can be trained with counts. Pedestrians are higher than wide.
 SIZES: tuple[Size, ...] = (128, 128), (256, 128), (320, 320), (512, 512)
 TOO_SMALL = re.compile(
     'greater than actual input|too small|smaller than kernel|index k out of range'
 )
+
+ORIGINAL_FAILS = 'The original fails the same step: '  # begins the reason
 
 
 class Proof(NamedTuple):
@@ -40,10 +44,12 @@ class Proof(NamedTuple):
 def prove(swap: Swap) -> Proof:
     """Build the model on the meta device at full size, then train it for a step on two images.
 
-    The images are noise, of 128 pixels if the model can do with that. The backbone has one block a
-    stage, so the widths are those of the full model. What is built and trained is the part that
-    holds the backbone: the detector of a tracker, the student and the teacher of a semi-supervised
-    model. Weights in a local file are loaded into the full backbone.
+    The images are noise, packed as the config's training pipeline does it, of 128 pixels if the
+    model can do with that. The backbone has one block a stage, so the widths are those of the full
+    model. What is built and trained is the part that holds the backbone: the detector of a tracker,
+    the student and the teacher of a semi-supervised model. Weights in a local file are loaded into
+    the full backbone. If the step fails, the model with its old backbone is run, to tell which of
+    the two is at fault.
 
     Raises:
         ConfigError: it does not run, or its loss does not reach ConvNeXt's stem.
@@ -55,16 +61,28 @@ def prove(swap: Swap) -> Proof:
 
 
 def _prove(swap: Swap, owner: KeyPath) -> Proof:
-    model = copy.deepcopy(at(swap.cfg, owner))
-    if len(owner) > 1 and 'data_preprocessor' not in model:
-        # the model around it prepares the images
-        model['data_preprocessor'] = dict(type='DetDataPreprocessor')
+    try:
+        proof = _prove_swapped(swap, owner)
+        if proof.step == 'loss':
+            return proof
+        why = f'{dotted(owner)} trains on ConvNeXt without the loss of its method only'
+    except ConfigError as error:
+        proof, why = None, str(error)
+    before, reason = _run_original(swap, owner)
+    if proof and before != 'loss':
+        return proof
+    blame = f'With its old backbone the same model runs that step ({before}): the swap is at fault'
+    raise ConfigError(f'{why}\n{blame if before else ORIGINAL_FAILS + reason}')
+
+
+def _prove_swapped(swap: Swap, owner: KeyPath) -> Proof:
+    model = _part(swap.cfg, owner)
     try:
         backbone: Any = build(model, 'meta').backbone
         backbone(torch.zeros(2, backbone.in_channels, *SIZES[0], device='meta'))
     except Exception as error:
         raise ConfigError(
-            f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}'
+            f'{dotted(owner)} cannot be built: {type(error).__name__}: {error}{import_hint(error)}'
         ) from error
     settings = model.backbone
     checkpoint = (settings.get('init_cfg') or {}).get('checkpoint')
@@ -74,13 +92,39 @@ def _prove(swap: Swap, owner: KeyPath) -> Proof:
     shallow = dict(get_architecture(settings.arch)._asdict(), depths=(1, 1, 1, 1))
     settings.update(arch=shallow, drop_path_rate=0.0, frozen_stages=-1)
     try:
-        return run_step(model)
+        return run_step(model, swap.cfg if len(owner) == 1 else None)
     except Exception as error:
         raise ConfigError(f'{dotted(owner)} does not train on ConvNeXt: {error}') from error
 
 
-def run_step(cfg: dict) -> Proof:
+def _run_original(swap: Swap, owner: KeyPath) -> tuple[str, str]:
+    """The step that the model runs with its old backbone; or '', and why it runs none."""
+    whole = swap.original if len(owner) == 1 else None
+    try:
+        return run_step(_part(swap.original, owner), whole, reach_stem=False).step, ''
+    except Exception as error:
+        # the first reason: that of the step that is tried first
+        lines = str(error).splitlines()
+        reason = lines[1].strip() if len(lines) > 1 else f'{type(error).__name__}: {error}'
+        return '', reason.partition(' pixels: ')[2] or reason
+
+
+def _part(cfg: Config, owner: KeyPath) -> Any:
+    model = copy.deepcopy(at(cfg, owner))
+    if len(owner) > 1 and 'data_preprocessor' not in model:
+        # the model around it prepares the images
+        model['data_preprocessor'] = dict(type='DetDataPreprocessor')
+    return model
+
+
+def run_step(cfg: dict, whole: Config | None = None, reach_stem: bool = True) -> Proof:
     """Build a model with random weights and run the first kind of step that reaches the stem.
+
+    Args:
+        cfg: of the model.
+        whole: the config of the model, whose training pipeline packs the images; without it they
+            are packed as mmdet's and mmseg's tests do it.
+        reach_stem: whether the gradient has to. Old backbones freeze their stem.
 
     Raises:
         ConfigError: none of them does.
@@ -93,7 +137,7 @@ def run_step(cfg: dict) -> Proof:
     for key, value in dict(iter=0, max_iters=1, epoch=0, max_epochs=1).items():
         clock.update_info(key, value)
     reasons: list[str] = []
-    for step, run, size in _attempts(model):
+    for step, run, size in _attempts(model, whole):
         if size != SIZES[0] and not any(TOO_SMALL.search(reason) for reason in reasons):
             continue
         label = f'{step} at {size[0]} x {size[1]} pixels'
@@ -106,7 +150,7 @@ def run_step(cfg: dict) -> Proof:
             continue
         stem, total = next(model.backbone.parameters()).grad, float(loss.detach())
         reached = stem is not None and stem.isfinite().all() and stem.abs().sum() > 0
-        if not reached or not loss.isfinite():
+        if (reach_stem and not reached) or not loss.isfinite():
             reasons.append(f'a {label} of {total:.3g}, which does not reach the stem')
             continue
         parameters = model.backbone.named_parameters()
@@ -114,13 +158,28 @@ def run_step(cfg: dict) -> Proof:
     raise ConfigError('\n  '.join(['nothing of it runs:', *dict.fromkeys(reasons)]))
 
 
-def _attempts(model) -> Iterator[tuple[str, Callable, Size]]:
+def _attempts(model, whole: Config | None) -> Iterator[tuple[str, Callable, Size]]:
     """Kinds of steps: not every loss takes masks, and SSD's levels need a larger image."""
     losses: list[Callable] = [_segmentation_loss, partial(_segmentation_loss, padded=True)]
     if not hasattr(model, 'decode_head'):
         losses = [_detection_loss, partial(_detection_loss, with_mask=False), _video_loss]
+    if whole is not None and whole.get('train_dataloader'):
+        losses.insert(0, partial(_loss_of_pipeline, whole=whole))
     yield from (('loss', loss, size) for size in SIZES for loss in losses)
     yield from (('forward', _raw_outputs, size) for size in SIZES)
+
+
+def _loss_of_pipeline(model, size: Size, whole: Config) -> torch.Tensor:
+    batch = noise_batch(whole, _bands(model), size)
+    return _total(model(**_unpadded(model, size)(batch, True), mode='loss'))
+
+
+def _unpadded(model, size: Size) -> Any:
+    """The data preprocessor, without padding to the crops of the recipe."""
+    preprocessor = copy.copy(model.data_preprocessor)
+    if getattr(preprocessor, 'size', None):
+        preprocessor.size = size
+    return preprocessor
 
 
 def _detection_loss(model, size: Size, with_mask: bool = True) -> torch.Tensor:
@@ -150,9 +209,7 @@ def _segmentation_loss(model, size: Size, padded: bool = False) -> torch.Tensor:
         SegDataSample(gt_sem_seg=PixelData(data=labels.clone()), metainfo=shape) for _ in range(2)
     ]
     images = torch.randint(0, 256, (2, _bands(model), *size), dtype=torch.uint8)
-    preprocessor = copy.copy(model.data_preprocessor)
-    if getattr(preprocessor, 'size', None) and not padded:
-        preprocessor.size = size
+    preprocessor = model.data_preprocessor if padded else _unpadded(model, size)
     batch = preprocessor(dict(inputs=list(images), data_samples=samples), True)
     return _total(model(batch['inputs'], batch['data_samples'], mode='loss'))
 
@@ -173,6 +230,12 @@ def _raw_outputs(model, size: Size) -> torch.Tensor:
 
 
 def _bands(model) -> int:
+    """Of the images that the model takes. Two stacked ones have those of both."""
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    if mean is not None and mean.numel() > 1:
+        return mean.numel()
+    if hasattr(model, 'backbone_inchannels'):  # change detection
+        return 2 * model.backbone_inchannels
     return getattr(model.backbone, 'in_channels', 3)
 
 

@@ -1,48 +1,117 @@
 """What else of a config was for the old backbone: normalisation, weights, names of layers."""
 
+from collections.abc import Iterator
+
+from ..errors import ConfigError
 from ..inference.building import build
 from ..weights.presets import IMAGENET, Preset
 from .config_files import OLD_CONVNEXT
 from .editing import Edits, KeyPath, at, dotted, walk
 
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
 
 def set_normalisation(edits: Edits, owner: KeyPath, preset: Preset | None) -> None:
-    """The preset's mean and std, or ImageNet's, on RGB, in each data preprocessor.
+    """The preset's mean and std, or ImageNet's, on RGB, where images were normalised before.
 
-    A detector within a tracker may have one of its own, and so may the tracker. Preprocessors of
-    other images than RGB of 8 bits are left as they are.
+    That is in each data preprocessor (a detector within a tracker may have one of its own, and so
+    may the tracker), or in each Normalize of the pipelines. Images that were normalised in both are
+    normalised in the pipelines alone. What is for other images than RGB of 8 bits is left as it is.
+
+    Raises:
+        ConfigError: preprocessor and Normalize both normalise, but not the images of all loaders.
     """
     cfg = edits.cfg
     mean, std = (preset.mean, preset.std) if preset else IMAGENET
     above = [owner[:k] for k in range(len(owner), 0, -1)]
     paths = [path for path in above if _preprocessor(cfg, path)] or [()]
     paths = [(*path, 'data_preprocessor') for path in paths if _preprocessor(cfg, path)]
-    if not paths:
+    # one preprocessor for several branches has another within
+    paths = [(*path, 'data_preprocessor') if _preprocessor(cfg, path) else path for path in paths]
+    steps = list(_normalising_steps(cfg))
+    if not paths and not steps:
         edits.warn(
-            'the model has no data_preprocessor: images come as the pipeline leaves them; ConvNeXt '
-            f'expects RGB less {list(mean)} over {list(std)}'
+            'the model has no data_preprocessor, and the pipelines have no Normalize: images come '
+            f'as the pipelines leave them; ConvNeXt expects RGB less {list(mean)} over {list(std)}'
         )
     imagenet = "ImageNet's, in RGB, as ConvNeXt's weights expect"
     why = 'what the weights were trained with' if preset else imagenet
-    for path in paths:
-        if _preprocessor(cfg, path):  # one preprocessor for several branches
-            path = (*path, 'data_preprocessor')
-        node = at(cfg, path)
-        bands, old = at(cfg, owner)['backbone'].get('in_channels', 3), node.get('mean')
-        if bands != 3 or (old and not _is_8_bit_rgb(old)):
+    bands, places = at(cfg, owner)['backbone'].get('in_channels', 3), steps or paths
+    for path in places:
+        old = at(cfg, path).get('mean')
+        if bands != 3 or (old and not _is_8_bit_rgb(old)) or _is_of_albumentations(cfg, path):
             edits.warn(
-                f'{dotted(path)} is for other images than RGB of 8 bits ({bands} bands, mean '
-                f'{old}): left as it is'
+                f'{dotted(path)} is for other images than RGB of 8 bits, or in other units '
+                f'({bands} bands, mean {old}): left as it is'
+            )
+            places = []
+    if places and steps:
+        _normalise_in_pipelines(edits, paths, steps)
+    for path in places:
+        node = at(cfg, path)
+        images = len(node.get('mean') or mean) // 3  # that are stacked
+        edits.update(path, why, mean=list(mean) * images, std=list(std) * images)
+        if images > 1:
+            edits.warn(
+                f'{dotted(path)}: the colours of {images} stacked images are not reordered, so the '
+                'pipeline has to load them as RGB'
             )
             continue
-        edits.update(path, why, mean=list(mean), std=list(std))
-        edits.set((*path, 'to_rgb' if 'to_rgb' in node else 'bgr_to_rgb'), True, why)
+        edits.set((*path, 'to_rgb' if steps or 'to_rgb' in node else 'bgr_to_rgb'), True, why)
         if node.get('rgb_to_bgr'):
             edits.set((*path, 'rgb_to_bgr'), False, why)
-    if "'Normalize'" in str(cfg.get('train_dataloader')):
-        edits.warn(
-            'a Normalize in the pipeline is left as it is; the data_preprocessor normalises already'
+
+
+def _normalise_in_pipelines(edits: Edits, paths: list[KeyPath], steps: list[KeyPath]) -> None:
+    """Leave normalising and the order of colours to the pipelines' steps.
+
+    Args:
+        paths: of the data preprocessors.
+        steps: of the pipelines' normalising steps.
+    """
+    cfg = edits.cfg
+    loaders = [key for key in LOADERS if cfg.get(key)]
+    without = [key for key in loaders if not any(step[0] == key for step in steps)]
+    twice = [path for path in paths if not _does_nothing(at(cfg, path))]
+    where = f'Normalize of {", ".join(dict.fromkeys(step[0] for step in steps))}'
+    if without and twice:
+        raise ConfigError(
+            f'images are normalised by {where} and again by {dotted(twice[0])}, but those of '
+            f'{", ".join(without)} by the latter alone. Remove one of the two from the config: '
+            'nobody can tell which one is meant'
         )
+    if without:
+        edits.warn(f'images of {", ".join(without)} are not normalised: {where} alone normalises')
+    if twice:
+        edits.warn(
+            f'images were normalised twice, by {where} and by {dotted(twice[0])}: once now, by '
+            'Normalize'
+        )
+    for path in paths:
+        node, why = at(cfg, path), 'Normalize in the pipelines normalises and orders the colours'
+        for key in ('mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr', 'to_rgb'):
+            if path in twice and key in ('mean', 'std'):
+                edits.set((*path, key), None, why)
+            elif node.get(key) is True:
+                edits.set((*path, key), False, why)
+
+
+def _normalising_steps(cfg) -> Iterator[KeyPath]:
+    for path, node in walk(cfg._cfg_dict):
+        if isinstance(node, dict) and str(node.get('type')).rpartition('.')[2] == 'Normalize':
+            yield path
+
+
+def _does_nothing(preprocessor: dict) -> bool:
+    """Whether it subtracts 0 and divides by 1, or neither."""
+    mean, std = preprocessor.get('mean'), preprocessor.get('std')
+    return not mean or (not any(mean) and all(value == 1 for value in std or ()))
+
+
+def _is_of_albumentations(cfg, path: KeyPath) -> bool:
+    """Whether a step is one of albumentations, whose values are fractions of 255."""
+    nodes = [at(cfg, path[:k]) for k in range(1, len(path))]
+    return any(isinstance(node, dict) and node.get('type') == 'Albu' for node in nodes)
 
 
 def _preprocessor(cfg, path: KeyPath) -> bool:
@@ -51,7 +120,8 @@ def _preprocessor(cfg, path: KeyPath) -> bool:
 
 
 def _is_8_bit_rgb(mean) -> bool:
-    return len(mean) == 3 and (not any(mean) or 1 < max(mean) <= 255)
+    """Of one image, or of several that are stacked."""
+    return len(mean) % 3 == 0 and (not any(mean) or 1 < max(mean) <= 255)
 
 
 def drop_old_weights(edits: Edits, owners: list[KeyPath]) -> None:

@@ -18,6 +18,7 @@ class WidthKey(NamedTuple):
     indices: tuple[int, ...]  # of the maps, in the order of the widths
     tail: tuple[int, ...] = ()  # widths that follow, which are not those of maps
     index_path: KeyPath | None = None  # of the key that names the maps, mmseg's in_index
+    factor: float = 1.0  # by which the part multiplies the widths that it is told
 
 
 def find_widths(
@@ -41,6 +42,7 @@ def find_widths(
     if not isinstance(part, dict):
         return
     widths, chosen = [channels for channels, _ in maps], part.get('in_index')
+    factor = part.get('widen_factor') or 1.0
     for key, value in part.items():
         if isinstance(value, dict) or _is_list(value, dict):
             yield from find_widths(value, (*path, key), maps, neck, direct=False)
@@ -51,13 +53,25 @@ def find_widths(
             values, indices = list(value), _maps_of_list(part, key, list(value), widths)
         else:
             continue
+        if factor != 1 and key == 'in_channels':
+            of_maps = [_nearest(v * factor, widths) for v in values]
+            run = _maps_of_list(part, key, of_maps, widths)
+            if run:
+                yield WidthKey((*path, key), run, factor=factor)
+            continue
         if indices:
             named = key == 'in_channels' and isinstance(value, int) == isinstance(chosen, int)
             index_path = (*path, 'in_index') if named and chosen is not None else None
             yield WidthKey((*path, key), indices, tuple(values[len(indices) :]), index_path)
 
 
-def _maps_of_list(part, key: str, values: list[int], widths: list[int]) -> tuple[int, ...]:
+def _nearest(width: float, widths: list[int]) -> float:
+    """The width of a map that ``width`` becomes when it is rounded, to a multiple of 8 at most."""
+    nearest = min(widths, key=lambda other: abs(other - width))
+    return nearest if abs(nearest - width) < 8 else width
+
+
+def _maps_of_list(part, key: str, values: Sequence[float], widths: list[int]) -> tuple[int, ...]:
     """Indices of the maps whose widths ``values`` begin with; none if they are other numbers."""
     every, chosen = tuple(range(len(widths))), part.get('in_index')
     if key == 'in_channels' and isinstance(chosen, (list, tuple)):
@@ -91,7 +105,7 @@ def _map_of_number(part, key: str, value: int, widths: list[int], neck, direct) 
     return ()
 
 
-def _named(chosen: Sequence[int], values: list[int], widths: list[int]) -> tuple[int, ...]:
+def _named(chosen: Sequence[int], values: Sequence[float], widths: list[int]) -> tuple[int, ...]:
     """The indices ``chosen``, counted from the first map, if theirs are these widths."""
     count = len(widths)
     if [widths[i] for i in chosen if -count <= i < count] != values:

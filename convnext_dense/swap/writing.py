@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config_names import inheriting
 from ..errors import ConfigError
-from .config_files import read_config
+from .config_files import is_new_style, read_config
 from .editing import Absent, at
 from .planning import Swap
 
@@ -17,6 +17,8 @@ WIDTH = 120  # characters of a line of the config that is written
 
 def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -> None:
     """Write ``out``, and read it back to see that it says what the swap says.
+
+    A text config cannot inherit a new-style one, so that is exported beside ``out``.
 
     Args:
         source: path of the old config.
@@ -33,11 +35,18 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         before = out.read_text(encoding='utf-8') if out.exists() else None
+        new_style = is_new_style(source)
+        if new_style:
+            source = exported(out)
+            name = str(source)
+            _export(swap, source)
         base = _base(source, name, out)
         out.write_text(f'# {command}\n_base_ = [{base}]\n\n{body}\n', encoding='utf-8')
         reason = _difference(swap, out)
         if not reason:
             return
+        if new_style:
+            source.unlink()
         if before is None:
             out.unlink()
         else:
@@ -45,6 +54,23 @@ def write_config(swap: Swap, source: Path, name: str, out: Path, command: str) -
     except OSError as error:
         raise ConfigError(f'{out} cannot be written: {error}') from error
     raise ConfigError(f'{out} could not be written as a config that inherits {source}: {reason}')
+
+
+def exported(out: Path) -> Path:
+    """Where a new-style config is exported to, which the config at ``out`` is to inherit."""
+    return out.with_name(f'{out.stem}_base.py')
+
+
+def _export(swap: Swap, path: Path) -> None:
+    try:
+        swap.original.dump(path)
+    except Exception as error:  # an object that no text makes, of which yapf complains in many ways
+        path.unlink(missing_ok=True)
+        raise ConfigError(
+            f'the new-style config cannot be exported as a text config, which the new one would '
+            f'inherit: {type(error).__name__}: {error}. Swap it in Python: '
+            'convnext_dense.swap_backbone(PATH, ...) returns the whole config'
+        ) from error
 
 
 def _base(source: Path, name: str, out: Path) -> str:

@@ -3,7 +3,7 @@ resumes exactly."""
 
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,7 +57,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     """
 
     _states: list[dict] | None = None  # a rank each, as last saved or loaded
-    _restore = False  # at the next training iteration
+    _restore = False  # before the next batch
     _lock: IO | None = None  # of the work directory
     _is_local = False  # where checkpoints go
     # Of MMEngine, which declares no types.
@@ -72,6 +72,12 @@ class CheckpointHook(MMEngineCheckpointHook):
         if is_main_process():
             self._lock = lock(runner.work_dir)
         super().before_train(runner)
+        loop, loader = runner.train_loop, runner.train_dataloader
+        if loader.generator is None:
+            # A new iterator draws a seed for its workers: not from the states that are restored.
+            loader.generator = torch.Generator().manual_seed(torch.initial_seed())
+        if hasattr(loop, 'dataloader_iterator'):
+            loop.dataloader_iterator = _Batches(loop.dataloader_iterator, self._restore_states)
         self._is_local = isinstance(self.file_backend, LocalBackend)
         if self._is_local and is_main_process():
             for path in Path(self.out_dir).glob(f'*{UNFINISHED}'):  # of a process that was killed
@@ -178,10 +184,33 @@ class CheckpointHook(MMEngineCheckpointHook):
             sampler.seed = saved['sampler_seed']
         self._states, self._restore = saved['ranks'], True
 
+    def before_train_epoch(self, runner) -> None:
+        self._restore_states()  # a loop by epochs draws its first batch after this
+
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        self._restore = False
+
+    def _restore_states(self) -> None:
         if self._restore and self._states is not None:
             set_random_states(self._states[get_rank()])
-            self._restore = False
+
+
+class _Batches:
+    """The batches of a training loop; ``restore`` is called before each is drawn, since images are
+    augmented while it is.
+
+    That is also when MMEngine draws those of before a resume once more.
+    """
+
+    def __init__(self, batches, restore: Callable[[], None]):
+        self.batches, self.restore = batches, restore
+
+    def __getattr__(self, name):
+        return getattr(self.batches, name)
+
+    def __next__(self):
+        self.restore()
+        return next(self.batches)
 
 
 def sharded_tensors(model: Any, checkpoint: Mapping) -> dict[str, torch.Tensor] | None:

@@ -1,9 +1,11 @@
 """What the train and test commands run: the config, made ready; and how other code starts them."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,9 @@ from mmengine.dist import is_distributed
 from mmengine.registry import RUNNERS
 
 from ..config_names import read_config
+from ..data.checking import annotation_problems
 from ..data.locating import data_paths, move_data
+from ..data.problems import refuse
 from ..errors import ConfigError
 from .config_keys import check_keys, check_options, is_flexible
 from .work_dir import check_checkpoint
@@ -69,6 +73,22 @@ def load_config(
     return cfg
 
 
+@contextlib.contextmanager
+def annotations_explained(cfg: Config) -> Iterator[None]:
+    """Where a data set cannot be loaded, DataError names the entries of its annotation file."""
+    try:
+        yield
+    except Exception as error:
+        chain: BaseException | None = error
+        frames: list[str] = []
+        while chain:
+            frames += [frame.name for frame in traceback.extract_tb(chain.__traceback__)]
+            chain = chain.__cause__ or chain.__context__
+        if 'full_init' in frames:  # which reads and serializes the list
+            refuse(annotation_problems(cfg))
+        raise
+
+
 def fit_to_machine(cfg: Config) -> None:
     """Where there is no accelerator, change what needs one, and say so.
 
@@ -102,6 +122,8 @@ def fit_to_machine(cfg: Config) -> None:
 def build_runner(cfg: Config) -> Any:
     """The runner of a config: MMEngine's, or another that ``runner_type`` names.
 
+    It has DataCheckHook, unless the config turns that off.
+
     Raises:
         WeightsError: the checkpoint that it begins with is not there, or not whole.
         ConfigError: gradients are clipped under FSDP.
@@ -118,6 +140,9 @@ def build_runner(cfg: Config) -> Any:
         check_checkpoint(checkpoint)
     if is_flexible(cfg):
         cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # it cannot be without
+    hooks = cfg.setdefault('default_hooks', {})
+    if 'DataCheckHook' not in repr(cfg.get('custom_hooks')):
+        hooks.setdefault('data_check', dict(type='convnext_dense.DataCheckHook'))
     return RUNNERS.build(cfg)
 
 

@@ -83,6 +83,7 @@ def main() -> None:
     for ending in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C: no compiler is left running
         signal.signal(ending, signal.default_int_handler)
     parent = args.venv.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(parent).free / GB
     if free < 9 and not args.venv.exists():
         sys.exit(f'An environment takes about 9 GB on disk, {parent} has {free:.1f} GB free.')

@@ -5,6 +5,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='convnext_dense.CheckpointHook', by_epoch=False, interval=16000),
     finite=dict(type='convnext_dense.FiniteHook'),
+    data_check=dict(type='convnext_dense.DataCheckHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

@@ -1,0 +1,1 @@
+"""What ``make storm`` does to trainings and data."""
