@@ -122,8 +122,8 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
             else:
                 advice = None
                 if depth:
-                    scope = node.get('_scope_') or scope
-                    if not any(part in _taken(kind).names for kind in _types(node, scope)):
+                    types = _types(node, node.get('_scope_') or scope)
+                    if not any(part in _taken(kind).names for kind in types):
                         advice = _near(part, node)
                 elif part not in TOP_LEVEL:
                     advice = _near(part, TOP_LEVEL | set(cfg)) or 'the config has no such key'
