@@ -60,15 +60,16 @@ def folder(tmp_path):
 
 
 def follow(folder, name, more, last):
-    """Run the page's train and test commands on a short config that inherits ``name``."""
+    """Run the page's commands on a short config that inherits ``name``."""
     (folder / 'short.py').write_text(SHORT.format(name=name) + more)
     commands = [command for command in COMMANDS if name in command]
-    assert len(commands) == 2
+    assert {command[1] for command in commands} >= {'train', 'test'}
+    output = ''
     for command in commands:
         checkpoint = f'work_dirs/short/{last}.pth'
         arguments = [checkpoint if text.endswith('.pth') else text for text in command[1:]]
         arguments[arguments.index(name)] = 'short.py'
-        output = run('-m', 'convnext_dense', *arguments, cwd=folder)
+        output += run('-m', 'convnext_dense', *arguments, cwd=folder)
     assert list((folder / 'shown').rglob('*.png')) or list((folder / 'shown').rglob('*.jpg'))
     return output
 

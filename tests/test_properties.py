@@ -191,7 +191,8 @@ def old_backbones(draw):
     """A ResNet and what it emits: (config, indices of the stages, their widths)."""
     base = draw(st.integers(1, 6)) * 8
     first = draw(st.integers(0, 3))
-    indices = tuple(range(first, draw(st.integers(first, 3)) + 1))
+    # A deepest map at stride 4 would become one at 8: ConvNeXt's last stage is never finer.
+    indices = tuple(range(first, draw(st.integers(max(first, 1), 3)) + 1))
     backbone = dict(type='ResNet', depth=18, base_channels=base, stem_channels=16)
     return dict(backbone, out_indices=indices), indices, [base * 2**i for i in indices]
 
