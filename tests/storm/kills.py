@@ -195,7 +195,8 @@ class Training:
         """Each kill of the plan, and a last run to the end."""
         title = f'killing a training of {self.processes}'
         runs = [self.run(kill) for kill in progress([*plan, None], title)]
-        wrong = [run.wrong(after) for run, after in zip(runs, runs[1:])]
+        afters = [resuming(runs[i + 1 :]) for i in range(len(plan))]
+        wrong = [run.wrong(after) for run, after in zip(runs, afters)]
         wrong[-1] += self._compare(whole)
         return [
             Outcome(
@@ -208,7 +209,7 @@ class Training:
                 after.resumed,
                 '; '.join(texts),
             )
-            for run, after, texts in zip(runs, runs[1:], wrong)
+            for run, after, texts in zip(runs, afters, wrong)
         ]
 
     def _compare(self, whole: 'Training') -> list[str]:
@@ -219,6 +220,11 @@ class Training:
         a, b = (torch.load(t.folder / last, weights_only=False) for t in (whole, self))
         other = [name for key in SHARED for name in differing(a[key], b[key], key)]
         return [f'{len(other)} values differ at the end, such as {other[0]}'] if other else []
+
+
+def resuming(runs: Sequence['Run']) -> 'Run':
+    """The first that came as far as to read a checkpoint: the last has no kill."""
+    return next(run for run in runs if run.kill is None or run.kill.moment != 'starting')
 
 
 class Run:
