@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ..data.checking import check_all
-from ..data.label_folder import unknown
+from ..data.label_folder import UNKNOWN, unknown
 from ..data.problems import REFUSED, describe
 from ..evaluation.data_page import head_report, summary, write
 from ..printing import console
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     cfg = load_config(args.config, (), None, args.data_root, args.cfg_options)
-    ignored = {255} | unknown(cfg.get('model')) | unknown(cfg.get('test_evaluator'))
+    ignored = {UNKNOWN} | unknown(cfg.get('model')) | unknown(cfg.get('test_evaluator'))
     reports = check_all(cfg, args.jobs, ignored)
     reports += head_report(cfg)
     problems = [problem for report in reports for problem in report.problems]

@@ -99,10 +99,8 @@ class CheckedPipeline:
                 return images.unreadable(path, unread)
             sizes.append(f'{path}, {width} x {height}')
         image = files.get('img_path', '')
-        without = [
-            i for i, instance in enumerate(sample.get('instances') or ()) if 'mask' not in instance
-        ]
-        if getattr(step, 'with_mask', False) and without:
+        lacks_mask = any('mask' not in instance for instance in sample.get('instances') or ())
+        if getattr(step, 'with_mask', False) and lacks_mask:
             detail = f'{_annotations(self.ann_file, sample)} of image {image}: no segmentation'
             return Problem('no segmentation', self.ann_file, detail, image)
         detail = f'{type(step).__name__} fails on it: {type(error).__name__}: {error}'

@@ -22,12 +22,12 @@ from torch import nn
 from ..errors import ConfigError
 from ..printing import progress, quiet
 from . import coco, images
+from .label_folder import UNKNOWN
 from .locating import SPLITS, evaluators
 from .problems import Problem
 
 HEADERS = 200  # images of each data set whose headers are read
 SMALL = 2**25  # bytes of an annotation file that is read whole in little time
-UNKNOWN = 255
 COCO, LABEL_MAPS = 'COCO', 'label maps'
 # Parts of a model, and types of heads, whose classes are not those of the data.
 OTHER_PARTS, OTHER_HEADS = ('backbone', 'neck', 'rpn', 'semantic_head'), {'RPNHead', 'STDCHead'}
@@ -118,7 +118,7 @@ def quick_problems(
 def _quick_coco(leaf) -> Iterator[Problem]:
     path, classes = str(leaf.ann_file), classes_of(leaf)
     if os.path.getsize(path) <= SMALL and _is_plain_coco(leaf):
-        yield from coco.read(path, classes, has_masks(leaf), image_folder(leaf)).problems
+        yield from _annotations_of(leaf).problems
     else:
         yield from coco.class_problems(path, coco.categories(path), classes)
     for info in _some(leaf):
@@ -199,6 +199,11 @@ def has_masks(leaf) -> bool:
 
 def _loads_labels(leaf) -> bool:
     return any(type(step).__name__ == 'LoadAnnotations' for step in leaf.pipeline.transforms)
+
+
+def _annotations_of(leaf) -> coco.Contents:
+    path = str(leaf.ann_file)
+    return coco.read(path, classes_of(leaf), has_masks(leaf), image_folder(leaf))
 
 
 def _is_plain_coco(leaf) -> bool:
@@ -324,7 +329,7 @@ def _of_categories(path: str, classes: tuple[str, ...]) -> list[Problem]:
 
 def _all_of_coco(leaf, title: str, jobs: int, ignored: set[int]):
     folder, path = image_folder(leaf), str(leaf.ann_file)
-    content = coco.read(path, classes_of(leaf), has_masks(leaf), folder)
+    content = _annotations_of(leaf)
     follows = turns(leaf)
     paths = [str(Path(folder, image['file_name'])) for image in content.images]
 
@@ -381,8 +386,7 @@ def annotation_problems(cfg: Config) -> list[Problem]:
     problems = []
     for _, leaf in data_sets(cfg):
         if kind_of(leaf) == COCO and _is_plain_coco(leaf):
-            path, folder = str(leaf.ann_file), image_folder(leaf)
-            problems += coco.read(path, classes_of(leaf), has_masks(leaf), folder).problems
+            problems += _annotations_of(leaf).problems
         elif kind_of(leaf) == LABEL_MAPS and not leaf.load_data_list():
             problems.append(Problem('no images', source_of(leaf)))
     return problems

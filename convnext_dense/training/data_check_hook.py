@@ -8,16 +8,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..data.checked_pipeline import CheckedPipeline
-from ..data.checking import (
-    COCO,
-    LABEL_MAPS,
-    UNKNOWN,
-    classes_of,
-    kind_of,
-    leaves,
-    quick_problems,
-    source_of,
-)
+from ..data.checking import COCO, LABEL_MAPS, classes_of, kind_of, leaves, quick_problems, source_of
+from ..data.label_folder import UNKNOWN
 from ..data.problems import COUNTED, REFUSED, Problem, describe
 from ..errors import DataError
 from ..registry import HOOKS
@@ -89,9 +81,9 @@ class DataCheckHook(Hook):
         ignored = ignored_labels(runner, model)
         for loader in new.values():
             for leaf in leaves(loader.dataset):
-                if kind_of(leaf) in (COCO, LABEL_MAPS):
-                    is_map = kind_of(leaf) == LABEL_MAPS
-                    classes = classes_of(leaf) if is_map else ()
+                kind = kind_of(leaf)
+                if kind in (COCO, LABEL_MAPS):
+                    classes = classes_of(leaf) if kind == LABEL_MAPS else ()
                     leaf.pipeline = CheckedPipeline(
                         leaf.pipeline, classes, ignored, source_of(leaf)
                     )

@@ -104,7 +104,7 @@ def main() -> None:
             shutil.rmtree(info)
     # All is pinned, and the build tools are in the environment: nothing is left to pip to choose.
     pip = [python, '-m', 'pip', 'install', '--no-input', '--disable-pip-version-check', '--no-deps']
-    pip += ['--no-build-isolation', '--no-compile']  # of 20,000 modules a third is ever imported
+    pip += ['--no-build-isolation', '--no-compile']  # what is imported is compiled below
     log.run('install the build tools', [*pip, 'setuptools', 'wheel', '-c', args.pins])
     title = 'install torch, the OpenMMLab family and the test tools'
     rest = [pin for pin in pins if pin != mmcv]
