@@ -17,7 +17,7 @@ def test_census_of_a_family(tmp_path):
     run(ROOT / 'tools/census.py', '--only', 'segmenter', '--arch', 'atto', '--out', out)
     page = out.read_text()
     assert re.search(
-        r'\| segmenter \| 5 \| 1 \|  \| 1 \| 4 \|  \|  \| output_stride=16; Segm', page
+        r'\| segmenter \| 5 \| 1 \|  \| 1 \| 4 \|  \|  \|  \| output_stride=16; Segm', page
     )
     assert '1 of 1 families' in page and '1 trained a step' in page
     refused = 'SegmenterMaskTransformerHead cannot be given another backbone: it decodes the tokens'
@@ -29,11 +29,15 @@ def test_census_of_a_family(tmp_path):
 def page():
     """Of six configs of three families, of which four have the same model."""
     like_a = dict(state='works', graph='A', step='loss', unused=['norm0.weight'])
+
+    def row(config, **values):
+        return Row(config, ROOT, ROOT, **values)
+
     rows = [
-        Row('mmdet/a/1.py', trained=True, **like_a),
-        *(Row(f'mmdet/a/{i}.py', **like_a) for i in (2, 3, 4)),
-        Row('mmdet/b/1.py', state='broken', why='no CUDA here'),
-        Row('mmseg/c/1.py', state='fails', why='more than 900 s', graph='C', trained=True),
+        row('mmdet/a/1.py', trained=True, not_judged=['no pipeline'], **like_a),
+        *(row(f'mmdet/a/{i}.py', **like_a) for i in (2, 3, 4)),
+        row('mmdet/b/1.py', state='broken', why='no CUDA here'),
+        row('mmseg/c/1.py', state='fails', why='more than 900 s', graph='C', trained=True),
     ]
     return report(rows, 'tiny')
 
@@ -43,9 +47,9 @@ def page():
     [
         '**1 of 2 families** whose backbone is exchangeable work, and 4 of 5 of their configs',
         '6 configs with a model were swapped. Their swapped models are 2 distinct ones',
-        '| a | 4 | 1 | 4 |  |  |  |  |  |',
-        '| b | 1 | 0 |  |  |  | 1 |  | see below |',
-        '| c | 1 | 1 |  |  |  |  | 1 | see below |',
+        '| a | 4 | 1 | 4 |  |  |  |  |  |  |',
+        '| b | 1 | 0 |  |  |  | 1 |  |  | see below |',
+        '| c | 1 | 1 |  |  |  |  | 1 |  | see below |',
         '## Does not run before the swap\n\n- `mmdet/b/1.py`: no CUDA here',
         '## Fails\n\n- `mmseg/c/1.py`: more than 900 s',
         '## Cannot\n\nNone.',

@@ -1,27 +1,37 @@
-"""Swap the backbone of every config that mmdet and mmseg install, and write what came of it.
+"""Swap the backbone of many configs, judge each, and write what came of it.
 
     convnext-dense census --out census.md
+    convnext-dense census my_project/configs --import my_project --out census.md
 
-Every config is swapped. Of configs whose swapped models are equal but for weights, losses, numbers
-of classes, and settings of training and test, one is built and trained for a step. Grounding DINO
-and GLIP get a BERT of two layers with random weights, since the published one would have to be
-downloaded. All of it takes half an hour or so on two cores.
+Without CONFIG every config that mmdet and mmseg install is swapped. Of configs whose swapped models
+are equal but for weights, losses, numbers of classes, and settings of training and test, one is
+built and trained for a step, beside the original. Three things are judged from outside: images
+reach the network as the weights expect, maps are read at the strides that heads were told, and what
+was trained before still is. Grounding DINO and GLIP get a BERT of two layers with random weights,
+since the published one would have to be downloaded. All of mmdet and mmseg takes an hour or so on
+two cores.
 """
 
 from pathlib import Path
 
-from ..evaluation.census import census, report
+from ..evaluation.census import census, configs_in, configs_of_libraries, report, report_of_each
 from .shared import errors_as_messages, make_parser
 
 
 @errors_as_messages()
 def main(argv=None):
     parser = make_parser(__doc__)
+    configs = 'configs, or folders of them; default: those that mmdet and mmseg install'
+    parser.add_argument('configs', metavar='CONFIG', nargs='*', help=configs)
     parser.add_argument('--out', default='docs/census.md', help='Markdown to write')
     parser.add_argument('--arch', default='tiny')
-    parser.add_argument('--only', default='', help='configs whose path contains this')
+    parser.add_argument('--only', default='', help='of mmdet and mmseg those with this in the path')
+    imports = 'import this first, as the training script of the configs does'
+    parser.add_argument('--import', dest='modules', metavar='MODULE', action='append', help=imports)
     args = parser.parse_args(argv)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before half an hour of work
-    page = report(census(args.arch, args.only), args.arch)
+    rows = configs_in(args.configs) if args.configs else configs_of_libraries(args.only)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before an hour of work
+    rows = census(rows, args.arch, args.modules or [])
+    page = (report_of_each if args.configs else report)(rows, args.arch)
     Path(args.out).write_text(page, encoding='utf-8')
     print(f'wrote {args.out}')

@@ -1,7 +1,7 @@
-"""The census: every config that mmdet and mmseg install is swapped, and what came of it is told.
+"""The census: configs are swapped, those that mmdet and mmseg install or others, and judged.
 
-Each config is swapped, and each distinct swapped model trained, in a process of its own. So none
-takes the others along when it crashes, and its limits of time and memory are its own.
+Each config is swapped, and each distinct swapped model trained and judged, in a process of its own.
+So none takes the others along when it crashes, and its limits of time and memory are its own.
 """
 
 import io
@@ -25,8 +25,10 @@ from ..config_names import config_folder
 from ..errors import ConfigError
 from ..printing import markdown_table, progress
 from ..swap import plan, prove
-from ..swap.config_files import read_config
+from ..swap.config_files import import_modules, read_config
 from ..swap.proof import ORIGINAL_FAILS
+from ..weights import PRESETS
+from .judgement import Verdict, judge_images, judge_model
 from .processes import Process
 
 LIMIT = 900  # seconds for one model
@@ -41,6 +43,7 @@ STATES = dict(
     cannot='cannot',
     broken='does not run before the swap',
     fails='fails',
+    wrong='runs, but is wrong',
 )
 # Part of a ConfigError's message -> the state of a config of which it is said.
 STATE_OF_ERROR = {
@@ -54,15 +57,19 @@ STATE_OF_ERROR = {
 class Row:
     """What came of one config."""
 
-    config: str  # LIBRARY/FAMILY/NAME.py
+    config: str  # LIBRARY/FAMILY/NAME.py, or the path that was given
+    path: Path
+    folder: Path  # that it is read in
     state: str = ''  # a key of STATES, or 'no model'
-    why: str = ''  # it cannot, is broken or fails
+    why: str = ''  # it cannot, is broken, fails or is wrong
     adapters: list[str] = field(default_factory=list)  # Swap.adapters
     lost: bool = False  # layers of the method were in the old backbone
     graph: str = ''  # the swapped model as JSON, but for what may differ
     trained: bool = False  # itself: it is the first of its graph
     step: str = ''  # Proof.step
     unused: list[str] = field(default_factory=list)  # Proof.without_gradient
+    faults: list[str] = field(default_factory=list)  # Verdict.faults, those of images
+    not_judged: list[str] = field(default_factory=list)
 
     @property
     def family(self) -> str:
@@ -73,38 +80,65 @@ class Row:
         return self.state in ('works', 'adapter')
 
 
-def census(arch: str, only: str = '') -> list[Row]:
-    """Swap every config whose path contains ``only``, and train each distinct model for a step."""
-    import mmseg.models  # noqa: F401  once, for all processes
-
-    rows = [
-        Row(f'{library}/{path.relative_to(folder).as_posix()}')
+def configs_of_libraries(only: str = '') -> list[Row]:
+    """Every config of mmdet and mmseg whose path contains ``only``."""
+    return [
+        Row(f'{library}/{path.relative_to(folder).as_posix()}', path, folder.parent)
         for library in ('mmdet', 'mmseg')
         if (folder := config_folder(library))
         for path in sorted(folder.rglob('*.py'))
         if '_base_' not in path.parts and only in str(path)
     ]
+
+
+def configs_in(paths: Sequence[str]) -> list[Row]:
+    """Configs, and those in folders but for what lies under ``_base_``.
+
+    Raises:
+        ConfigError: there is nothing at a path.
+    """
+    configs: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ConfigError(f'no config and no folder at {path}')
+        inside = sorted(path.rglob('*.py')) if path.is_dir() else [path]
+        configs += [config for config in inside if path == config or '_base_' not in config.parts]
+    return [Row(config.as_posix(), config.absolute(), Path.cwd()) for config in configs]
+
+
+def census(rows: Sequence[Row], arch: str, modules: Sequence[str] = ()) -> list[Row]:
+    """Swap each config, train and judge each distinct model for a step; scripts are left out.
+
+    Args:
+        modules: that are imported first.
+    """
+    import mmseg.models  # noqa: F401  once, for all processes
+
     with tempfile.TemporaryDirectory() as bert:
         make_bert(bert)
-        rows = ask_each('swapped', rows, arch, bert)
+        rows = ask_each('swapped', rows, arch, bert, modules)
         rows = [row for row in rows if row.state != 'no model']
         first: dict[str, Row] = {}
         for row in rows:
             if row.graph:
                 row.trained = first.setdefault(row.graph, row) is row
-        proofs = {row.graph: row for row in ask_each('trained', first.values(), arch, bert)}
+        trained = ask_each('trained', first.values(), arch, bert, modules)
+    proofs = {row.graph: row for row in trained}
     for row in rows:
         if proof := proofs.get(row.graph):
             row.why, row.step, row.unused = proof.why, proof.step, proof.unused
-            row.state = 'adapter' if proof.works and row.adapters else proof.state
+            row.state = 'adapter' if proof.state == 'works' and row.adapters else proof.state
+            row.not_judged = [*row.not_judged, *(proof.not_judged if row.trained else [])]
+        if row.works and row.faults:
+            row.state, row.why = 'wrong', '; '.join(row.faults)
     return rows
 
 
-def ask_each(question: str, rows: Iterable[Row], arch: str, bert: str) -> list[Row]:
+def ask_each(question: str, rows: Iterable[Row], *arguments) -> list[Row]:
     """What the ``Trial`` of each row, in a process of its own, answers to ``question``."""
 
     def ask(row: Row) -> Row:
-        process = Process(Trial, row, arch, bert, method='fork')
+        process = Process(Trial, row, *arguments, method='fork')
         try:
             return process.ask(question, LIMIT)
         except RuntimeError as error:
@@ -122,10 +156,14 @@ class Trial:
 
     Args:
         bert: folder of the BERT that takes the place of the published one.
+        modules: that are imported first.
     """
 
-    def __init__(self, row: Row, arch: str, bert: str):
-        self.row, self.arch, self.bert = row, arch, bert
+    def __init__(self, row: Row, arch: str, bert: str, modules: Sequence[str]):
+        self.row, self.arch, self.bert, self.modules = row, arch, bert, modules
+        # where images are normalised for pretrained weights, which are not fetched
+        presets = [name for name, preset in PRESETS.items() if preset.arch == arch]
+        self.preset = presets[0] if presets else None
         torch.set_num_threads(1)
         warnings.filterwarnings('ignore')
         sys.stderr = io.StringIO()
@@ -139,20 +177,27 @@ class Trial:
             cfg = self._read()
             if not isinstance(cfg.get('model'), dict):
                 return replace(self.row, state='no model')
-            swap = plan(cfg, self.arch)
+            swap = plan(cfg, self.arch, self.preset)
         except ConfigError as error:
             states = (state for part, state in STATE_OF_ERROR.items() if part in str(error))
             return replace(self.row, state=next(states, 'fails'), why=str(error))
+        images = Verdict([], [])
+        if self.preset:
+            preset = PRESETS[self.preset]
+            images = judge_images(swap, preset.mean, preset.std)
         graph = json.dumps(graph_of(swap.cfg.model.to_dict()), sort_keys=True, default=str)
         lost = any('gone with it' in warning for warning in swap.warnings)
-        return replace(self.row, graph=graph, adapters=swap.adapters, lost=lost)
+        return replace(self.row, graph=graph, adapters=swap.adapters, lost=lost, **images._asdict())
 
     def trained(self) -> Row:
         """The row after a step of training; where it fails, after the original's."""
         try:
-            proof = prove(plan(self._read(), self.arch))
-            unused = proof.without_gradient
-            return replace(self.row, state='works', step=proof.step, unused=unused)
+            swap = plan(self._read(), self.arch, self.preset)
+            step, _, unused = prove(swap)
+            faults, not_judged = judge_model(swap)
+            state = 'wrong' if faults else 'works'
+            proof = dict(state=state, why='; '.join(faults), step=step, unused=unused)
+            return replace(self.row, **proof, not_judged=not_judged)
         except Exception as error:
             reason = str(error).partition(ORIGINAL_FAILS)[2]
             if reason:
@@ -160,10 +205,9 @@ class Trial:
             return replace(self.row, state='fails', why=first_reason(error))
 
     def _read(self) -> Config:
-        library, name = self.row.config.split('/', 1)
-        folder = config_folder(library) or Path()
-        os.chdir(folder.parent)  # a distilled model names its teacher relative to there
-        cfg = read_config(folder / name)
+        os.chdir(self.row.folder)  # a distilled model names its teacher relative to there
+        import_modules(self.modules, self.row.path)
+        cfg = read_config(self.row.path)
         if isinstance(cfg.get('model'), dict):
             cfg.model = fit_to_machine(cfg.model, self.bert)
         return cfg
@@ -223,7 +267,7 @@ def report(rows: Sequence[Row], arch: str) -> str:
     for library in ('mmdet', 'mmseg'):
         of_library = [row for row in rows if row.config.startswith(f'{library}/')]
         parts += [f'## {library}', table(of_library)]
-    for state in ('cannot', 'broken', 'fails'):
+    for state in ('cannot', 'broken', 'fails', 'wrong'):
         of_state = [row for row in rows if row.state == state]
         parts += [f'## {STATES[state].capitalize()}', reasons(of_state)]
     unused = [row for row in rows if row.trained and row.unused]
@@ -231,8 +275,26 @@ def report(rows: Sequence[Row], arch: str) -> str:
         '## Maps without a gradient',
         'Distributed training of these needs `find_unused_parameters=True`, which the tool sets:',
         '\n'.join(f'- `{row.config}`: {", ".join(row.unused)}' for row in unused) or 'None.',
+        '## Not judged',
+        'Configs of which something could not be compared, and why:',
+        not_judged(rows),
     ]
     return '\n\n'.join(parts) + '\n'
+
+
+def report_of_each(rows: Sequence[Row], arch: str) -> str:
+    """The page in Markdown, with a line for each config."""
+    states = Counter(row.state for row in rows)
+    counts = ', '.join(f'{states[state]} {text}' for state, text in STATES.items())
+    lines = []
+    for row in rows:
+        remarks = '; '.join(dict.fromkeys([row.why, *row.adapters, *row.not_judged]))
+        lines.append([f'`{row.config}`', STATES[row.state], remarks[:300].strip('; ')])
+    return (
+        f'{len(rows)} configs on ConvNeXt-{arch}: {counts}. {versions()}\n\n'
+        + markdown_table(['config', 'outcome', 'why, or what was not compared'], lines)
+        + '\n'
+    )
 
 
 def summary(rows: Sequence[Row], arch: str) -> str:
@@ -250,7 +312,10 @@ def summary(rows: Sequence[Row], arch: str) -> str:
         'training and test counts as one), and each of these was built and run: '
         f'{steps["loss"]} trained a step with the loss of the method, {steps["forward"]} ran '
         'forward and backward from their raw outputs, because their loss needs data of its own '
-        'kind. "Works" means that gradients reached the stem.\n\n'
+        'kind. "Works" means that gradients reached the stem, and that three measurements agree: '
+        'images reach the network as the weights expect, maps are read at the strides that were '
+        'told, and what was trained before still is. '
+        f'{sum(bool(row.not_judged) for row in rows)} configs could not be judged whole.\n\n'
         f'**{len(whole)} of {len(families)} families** whose backbone is exchangeable work, and '
         f'{len(good)} of {len(counted)} of their configs ({len(good) / max(len(counted), 1):.1%}). '
         'Configs that do not run with their own backbone here either are not counted; what '
@@ -287,10 +352,19 @@ def notes(family: Sequence[Row]) -> list[str]:
 
 
 def reasons(rows: Sequence[Row]) -> str:
-    """Why rows do not work, with the first configs of each reason."""
+    """Why rows do not work."""
+    return by_text((row.config, row.why) for row in rows)
+
+
+def not_judged(rows: Sequence[Row]) -> str:
+    return by_text((row.config, text) for row in rows for text in row.not_judged)
+
+
+def by_text(pairs: Iterable[tuple[str, str]]) -> str:
+    """Each text with the first of its configs."""
     configs: dict[str, list[str]] = {}
-    for row in rows:
-        configs.setdefault(row.why, []).append(f'`{row.config}`')
+    for config, text in pairs:
+        configs.setdefault(text, []).append(f'`{config}`')
     lines = []
     for why, names in configs.items():
         more = f' and {len(names) - 3} more' if len(names) > 3 else ''

@@ -35,11 +35,11 @@ def noise_batch(cfg: Config, bands: int, size: Size, images: int = 2) -> dict[st
     Raises:
         ConfigError: there is no pipeline that packs an image with its annotations.
     """
-    steps = _steps((cfg.get('train_dataloader') or {}).get('dataset') or {})
+    steps = pipeline_steps((cfg.get('train_dataloader') or {}).get('dataset') or {})
     if not steps:
         raise ConfigError('the config has no training pipeline')
-    with TemporaryDirectory() as folder, _own_random_numbers():
-        packed = [_pack(_raw(Path(folder), size, steps), steps, size) for _ in range(images)]
+    with TemporaryDirectory() as folder, same_random_numbers():
+        packed = [pack_noise(Path(folder), size, steps) for _ in range(images)]
     inputs = []
     for sample in packed:
         image = sample['inputs']
@@ -48,10 +48,19 @@ def noise_batch(cfg: Config, bands: int, size: Size, images: int = 2) -> dict[st
     return dict(inputs=inputs, data_samples=[sample['data_samples'] for sample in packed])
 
 
-def _steps(dataset: dict) -> list[dict]:
+def pipeline_steps(dataset: dict) -> list[dict]:
     """Of the pipelines of a dataset and of those that it wraps, in the order in which they run."""
     wrapped = dataset.get('dataset') or (dataset.get('datasets') or [{}])[0]
-    return (_steps(wrapped) if wrapped else []) + list(dataset.get('pipeline') or [])
+    return (pipeline_steps(wrapped) if wrapped else []) + list(dataset.get('pipeline') or [])
+
+
+def pack_noise(folder: Path, size: Size, steps: list[dict]) -> dict[str, Any]:
+    """What a pipeline makes of noise, which is written to ``image.png`` in ``folder``.
+
+    Raises:
+        ConfigError: it packs no sample.
+    """
+    return _pack(_raw(folder, size, steps), steps, size)
 
 
 def _raw(folder: Path, size: Size, steps: list[dict]) -> dict[str, Any]:
@@ -130,7 +139,7 @@ def _images(results: dict) -> list:
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
+def same_random_numbers() -> Iterator[None]:
     """The same noise each time, and the caller's random numbers as they were."""
     states = random.getstate(), np.random.get_state()
     random.seed(0)

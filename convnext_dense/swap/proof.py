@@ -56,7 +56,7 @@ def prove(swap: Swap) -> Proof:
         WeightsError: the weights are not those of the backbone.
     """
     init_default_scope(swap.cfg.get('default_scope') or 'mmdet')
-    with _without_log_messages(), torch.random.fork_rng(devices=[]):
+    with without_log_messages(), torch.random.fork_rng(devices=[]):
         return [_prove(swap, owner) for owner in swap.owners][0]
 
 
@@ -76,7 +76,7 @@ def _prove(swap: Swap, owner: KeyPath) -> Proof:
 
 
 def _prove_swapped(swap: Swap, owner: KeyPath) -> Proof:
-    model = _part(swap.cfg, owner)
+    model = part(swap.cfg, owner)
     try:
         backbone: Any = build(model, 'meta').backbone
         backbone(torch.zeros(2, backbone.in_channels, *SIZES[0], device='meta'))
@@ -89,10 +89,10 @@ def _prove_swapped(swap: Swap, owner: KeyPath) -> Proof:
     if checkpoint and Path(checkpoint).is_file():
         arguments = {key: settings[key] for key in settings if key not in ('type', 'init_cfg')}
         load_weights(ConvNeXt(**arguments), checkpoint)
-    shallow = dict(get_architecture(settings.arch)._asdict(), depths=(1, 1, 1, 1))
-    settings.update(arch=shallow, drop_path_rate=0.0, frozen_stages=-1)
+    make_shallow(settings)
+    settings.frozen_stages = -1
     try:
-        return run_step(model, swap.cfg if len(owner) == 1 else None)
+        return run_step(random_model(model), swap.cfg if len(owner) == 1 else None)
     except Exception as error:
         raise ConfigError(f'{dotted(owner)} does not train on ConvNeXt: {error}') from error
 
@@ -101,7 +101,8 @@ def _run_original(swap: Swap, owner: KeyPath) -> tuple[str, str]:
     """The step that the model runs with its old backbone; or '', and why it runs none."""
     whole = swap.original if len(owner) == 1 else None
     try:
-        return run_step(_part(swap.original, owner), whole, reach_stem=False).step, ''
+        model = random_model(part(swap.original, owner))
+        return run_step(model, whole, reach_stem=False).step, ''
     except Exception as error:
         # the first reason: that of the step that is tried first
         lines = str(error).splitlines()
@@ -109,7 +110,8 @@ def _run_original(swap: Swap, owner: KeyPath) -> tuple[str, str]:
         return '', reason.partition(' pixels: ')[2] or reason
 
 
-def _part(cfg: Config, owner: KeyPath) -> Any:
+def part(cfg: Config, owner: KeyPath) -> Any:
+    """The model in which the backbone of ``owner`` is, with a data preprocessor."""
     model = copy.deepcopy(at(cfg, owner))
     if len(owner) > 1 and 'data_preprocessor' not in model:
         # the model around it prepares the images
@@ -117,11 +119,26 @@ def _part(cfg: Config, owner: KeyPath) -> Any:
     return model
 
 
-def run_step(cfg: dict, whole: Config | None = None, reach_stem: bool = True) -> Proof:
-    """Build a model with random weights and run the first kind of step that reaches the stem.
+def make_shallow(backbone: dict) -> None:
+    """One block a stage, all of which run: widths and strides stay."""
+    arch = dict(get_architecture(backbone['arch'])._asdict(), depths=(1, 1, 1, 1))
+    backbone.update(arch=arch, drop_path_rate=0.0)
+
+
+def random_model(cfg: dict) -> Any:
+    """The model of a config on the CPU, with random weights, in training mode."""
+    torch.manual_seed(0)
+    model: Any = revert_sync_batchnorm(build(cfg, 'cpu'))
+    model.init_weights()
+    model.train()
+    return model
+
+
+def run_step(model, whole: Config | None = None, reach_stem: bool = True) -> Proof:
+    """Run the first kind of step that reaches the stem; gradients of earlier ones go.
 
     Args:
-        cfg: of the model.
+        model: of ``random_model``.
         whole: the config of the model, whose training pipeline packs the images; without it they
             are packed as mmdet's and mmseg's tests do it.
         reach_stem: whether the gradient has to. Old backbones freeze their stem.
@@ -129,10 +146,6 @@ def run_step(cfg: dict, whole: Config | None = None, reach_stem: bool = True) ->
     Raises:
         ConfigError: none of them does.
     """
-    torch.manual_seed(0)
-    model = revert_sync_batchnorm(build(cfg, 'cpu'))
-    model.init_weights()
-    model.train()
     clock = MessageHub.get_current_instance()  # some losses warm up
     for key, value in dict(iter=0, max_iters=1, epoch=0, max_epochs=1).items():
         clock.update_info(key, value)
@@ -253,7 +266,7 @@ def _sum(outputs) -> Any:
 
 
 @contextmanager
-def _without_log_messages() -> Iterator[None]:
+def without_log_messages() -> Iterator[None]:
     """Silence logs and warnings, in which the libraries tell how they initialise models."""
     logger = MMLogger.get_current_instance()
     level = logger.level
