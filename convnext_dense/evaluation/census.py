@@ -187,7 +187,8 @@ class Trial:
             images = judge_images(swap, preset.mean, preset.std)
         graph = json.dumps(graph_of(swap.cfg.model.to_dict()), sort_keys=True, default=str)
         lost = any('gone with it' in warning for warning in swap.warnings)
-        return replace(self.row, graph=graph, adapters=swap.adapters, lost=lost, **images._asdict())
+        row = replace(self.row, faults=images.faults, not_judged=images.not_judged)
+        return replace(row, graph=graph, adapters=swap.adapters, lost=lost)
 
     def trained(self) -> Row:
         """The row after a step of training; where it fails, after the original's."""
@@ -195,9 +196,9 @@ class Trial:
             swap = plan(self._read(), self.arch, self.preset)
             step, _, unused = prove(swap)
             faults, not_judged = judge_model(swap)
-            state = 'wrong' if faults else 'works'
-            proof = dict(state=state, why='; '.join(faults), step=step, unused=unused)
-            return replace(self.row, **proof, not_judged=not_judged)
+            state, why = 'wrong' if faults else 'works', '; '.join(faults)
+            row = replace(self.row, state=state, why=why, not_judged=not_judged)
+            return replace(row, step=step, unused=unused)
         except Exception as error:
             reason = str(error).partition(ORIGINAL_FAILS)[2]
             if reason:
