@@ -299,6 +299,54 @@ def test_change_detection_is_proven(mean):
     assert prove(plan(cfg, 'atto')).step == 'loss'
 
 
+@MODELS.register_module()
+class PairOfMaps(nn.Module):
+    """A neck that concatenates the maps of two images."""
+
+    def forward(self, before, after):
+        return tuple(torch.cat(maps, dim=1) for maps in zip(before, after))
+
+
+@MODELS.register_module()
+class TwoImagesWithNeck(TwoImages):
+    def extract_feat(self, inputs):
+        return self.neck(*map(self.backbone, torch.split(inputs, self.backbone_inchannels, dim=1)))
+
+
+@MODELS.register_module()
+class TakesPairsApart(FCNHead):
+    """Has the width of one image's map, though it is given both, concatenated."""
+
+    def forward(self, inputs):
+        before, after = self._transform_inputs(inputs).chunk(2, dim=1)
+        return self.cls_seg(self.convs(after - before))
+
+
+@pytest.mark.parametrize('head, width', [('FCNHead', 2), ('TakesPairsApart', 1)])
+def test_a_neck_that_is_given_two_images(head, width):
+    cfg = zoo(UPER, type='TwoImagesWithNeck', backbone_inchannels=3)
+    head = dict(type=head, in_channels=2048 * width, in_index=3, channels=8, num_classes=5)
+    put(cfg, neck=dict(type='PairOfMaps'), decode_head=head, auxiliary_head=None)
+    cfg.model.data_preprocessor.update(type='PairPreprocessor', mean=IMAGENET['mean'] * 2)
+    cfg.model.data_preprocessor.std = IMAGENET['std'] * 2
+    swap = plan(cfg, 'atto')
+    assert swap.cfg.model.decode_head.in_channels == 320 * width
+    assert prove(swap).step == 'loss'
+
+
+@MODELS.register_module()
+class MixesTwoImages(nn.Module):
+    def forward(self, before, after):
+        return (after - before,)
+
+
+def test_a_backbone_that_is_given_two_images_is_refused():
+    cfg = zoo(UPER)
+    put(cfg, backbone=dict(type='MixesTwoImages'))
+    with pytest.raises(ConfigError, match='MixesTwoImages cannot be given another backbone: .*more than'):
+        plan(cfg, 'atto')
+
+
 @register_box('rotated_of_test')
 class RotatedBoxes(HorizontalBoxes):
     box_dim = 5

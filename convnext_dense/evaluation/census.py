@@ -28,7 +28,7 @@ from ..swap import plan, prove
 from ..swap.config_files import import_modules, read_config
 from ..swap.proof import ORIGINAL_FAILS
 from ..weights import PRESETS
-from .judgement import Verdict, judge_images, judge_model
+from .judgement import Verdict, judge_images, judge_model, why_it_does_not_run
 from .processes import Process
 
 LIMIT = 900  # seconds for one model
@@ -50,6 +50,7 @@ STATE_OF_ERROR = {
     'not a config that MMEngine can read': 'no model',  # a script that lies among the configs
     'another backbone': 'cannot',
     'no backbone': 'cannot',
+    'cannot be imported': 'broken',
 }
 
 
@@ -112,8 +113,12 @@ def census(rows: Sequence[Row], arch: str, modules: Sequence[str] = ()) -> list[
     Args:
         modules: that are imported first.
     """
-    import mmseg.models  # noqa: F401  once, for all processes
-
+    try:
+        import mmseg.models  # noqa: F401  once, for all processes
+    except Exception as error:
+        raise ConfigError(
+            f'mmdet and mmseg cannot be imported: {type(error).__name__}: {error}'
+        ) from error
     with tempfile.TemporaryDirectory() as bert:
         make_bert(bert)
         rows = ask_each('swapped', rows, arch, bert, modules)
@@ -173,14 +178,17 @@ class Trial:
 
     def swapped(self) -> Row:
         """The row with the graph of its swapped model, or with the reason why there is none."""
+        cfg = None
         try:
             cfg = self._read()
             if not isinstance(cfg.get('model'), dict):
                 return replace(self.row, state='no model')
             swap = plan(cfg, self.arch, self.preset)
         except ConfigError as error:
-            states = (state for part, state in STATE_OF_ERROR.items() if part in str(error))
-            return replace(self.row, state=next(states, 'fails'), why=str(error))
+            states = [state for part, state in STATE_OF_ERROR.items() if part in str(error)]
+            reason = '' if states or cfg is None else why_it_does_not_run(cfg)
+            states += ['broken'] if reason else ['fails']
+            return replace(self.row, state=states[0], why=reason or str(error))
         images = Verdict([], [])
         if self.preset:
             preset = PRESETS[self.preset]

@@ -21,8 +21,10 @@ from PIL import Image
 from ..swap import Swap
 from ..swap.editing import KeyPath, at
 from ..swap.noise import Size, pack_noise, pipeline_steps, same_random_numbers
+from ..swap.old_backbone import find_owners
 from ..swap.proof import (
     ORIGINAL_FAILS,
+    first_reason,
     make_shallow,
     part,
     random_model,
@@ -120,7 +122,7 @@ def judge_model(swap: Swap) -> Verdict:
         try:
             before = Observed(part(swap.original, owner), swap.original if whole else None)
         except Exception as error:  # of whatever network it is
-            return Verdict([], [f'{ORIGINAL_FAILS}{error}'])
+            return Verdict([], [f'{ORIGINAL_FAILS}{first_reason(error)}'])
     faults = [
         f'{name} was told the strides {told} and reads maps at {read}'
         for name, (told, read) in after.strides.items()
@@ -135,6 +137,18 @@ def judge_model(swap: Swap) -> Verdict:
     if frozen:
         faults.append(f'frozen, which were trained before: {_first(frozen)}')
     return Verdict(faults, [])
+
+
+def why_it_does_not_run(cfg: Config) -> str:
+    """What a step of training raises, '' if nothing: of the model that holds the backbone."""
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    owner = find_owners(cfg)[0]
+    with without_log_messages(), torch.random.fork_rng(devices=[]):
+        try:
+            run_step(random_model(part(cfg, owner)), cfg if len(owner) == 1 else None, False)
+        except Exception as error:
+            return first_reason(error)
+    return ''
 
 
 class Observed:

@@ -257,7 +257,8 @@ def _follow_neck(
         return
     if len(outputs) != len(now):
         raise ConfigError(f'the neck emitted {len(outputs)} maps and now {len(now)}')
-    rewire_heads(edits, Exchange(outputs, now, {i: i for i in range(len(now))}))
+    places = {i: i for i in range(len(now))}
+    rewire_heads(edits, Exchange(outputs, now, places), measured.images)
 
 
 def _tell_other_strides(edits: Edits, exchange: Exchange) -> None:

@@ -1,5 +1,6 @@
 """What a backbone emits and what a neck makes of it: both are built without weights and run."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,12 +52,19 @@ def measure_backbone(cfg: dict) -> Emitted:
     for device, side in attempts:
         try:
             backbone = build(cfg, device)
+            if required_inputs(backbone) > 1:
+                raise SeveralInputs
             with torch.no_grad():
                 outputs = backbone(torch.zeros(1, channels, side, side, device=device))
             backbone.train()  # some freeze their layers only here
             frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
             tensor = isinstance(outputs, torch.Tensor)
             maps = [_map(output, side) for output in ([outputs] if tensor else outputs)]
+        except SeveralInputs:
+            raise ConfigError(
+                f'{cfg.get("type")} cannot be given another backbone: it is given more than one image '
+                'or map at once, and what it does between them is part of the method'
+            ) from None
         except Exception as error:
             reason = error
             continue
@@ -72,10 +80,16 @@ def measure_backbone(cfg: dict) -> Emitted:
     ) from reason
 
 
-def measure_neck(cfg, maps: Sequence[Map], tensor: bool = False) -> tuple[list[Map], list[bool]]:
-    """What a neck (a dict, or several in a list) emits for ``maps``, and which of these it uses.
+class Made(NamedTuple):
+    """What a neck makes of the maps that it is given."""
 
-    A map is used if a gradient of the outputs' sum reaches it.
+    maps: list[Map]
+    used: list[bool]  # of the maps that it is given, those that a gradient of its outputs reaches
+    images: int  # whose maps it is given: change detection compares two
+
+
+def measure_neck(cfg, maps: Sequence[Map], tensor: bool = False) -> Made:
+    """Run a neck (a dict, or several in a list) on ``maps``.
 
     Args:
         tensor: it is given the only map, not a tuple of it.
@@ -89,11 +103,13 @@ def measure_neck(cfg, maps: Sequence[Map], tensor: bool = False) -> tuple[list[M
             for channels, stride in maps:
                 shape = 1, channels, *(side // stride for side in size)
                 inputs.append(torch.zeros(shape, device=device, requires_grad=True))
-            outputs = build(cfg, device)(inputs[0] if tensor else tuple(inputs))
+            neck = build(cfg, device)
+            images = required_inputs(neck)
+            outputs = neck(*[inputs[0] if tensor else tuple(inputs)] * images)
             outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
             sum(output.sum() for output in outputs).backward()
             used = [given.grad is not None for given in inputs]
-            return [_map(output, size[0]) for output in outputs], used
+            return Made([_map(output, size[0]) for output in outputs], used, images)
         except Exception as error:
             reason = error
     if hint := import_hint(reason):
@@ -103,6 +119,18 @@ def measure_neck(cfg, maps: Sequence[Map], tensor: bool = False) -> tuple[list[M
         f'the neck {name} does not run on maps of {[channels for channels, _ in maps]} channels at '
         f'strides {[stride for _, stride in maps]}: {type(reason).__name__}: {reason}'
     ) from reason
+
+
+def required_inputs(module: torch.nn.Module) -> int:
+    """Number of arguments without which the module cannot be called."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    needed = [p for p in parameters if p.default is p.empty and p.kind in kinds]
+    return max(1, len(needed))
+
+
+class SeveralInputs(Exception):
+    """A backbone that compares or mixes several images or maps."""
 
 
 class NotRegistered(ConfigError):

@@ -1,11 +1,11 @@
 """A swapped config is built at full size, and trained for one step with one block a stage."""
 
+import contextlib
 import copy
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,10 +104,14 @@ def _run_original(swap: Swap, owner: KeyPath) -> tuple[str, str]:
         model = random_model(part(swap.original, owner))
         return run_step(model, whole, reach_stem=False).step, ''
     except Exception as error:
-        # the first reason: that of the step that is tried first
-        lines = str(error).splitlines()
-        reason = lines[1].strip() if len(lines) > 1 else f'{type(error).__name__}: {error}'
-        return '', reason.partition(' pixels: ')[2] or reason
+        return '', first_reason(error)
+
+
+def first_reason(error: Exception) -> str:
+    """Why a model does not run: what the step that was tried first raised."""
+    lines = str(error).splitlines()
+    reason = lines[1].strip() if len(lines) > 1 else f'{type(error).__name__}: {error}'
+    return reason.partition(' pixels: ')[2] or reason
 
 
 def part(cfg: Config, owner: KeyPath) -> Any:
@@ -129,7 +133,8 @@ def random_model(cfg: dict) -> Any:
     """The model of a config on the CPU, with random weights, in training mode."""
     torch.manual_seed(0)
     model: Any = revert_sync_batchnorm(build(cfg, 'cpu'))
-    model.init_weights()
+    with contextlib.suppress(OSError):  # of pretrained weights that code names, not the config
+        model.init_weights()
     model.train()
     return model
 
@@ -265,7 +270,7 @@ def _sum(outputs) -> Any:
     return sum(_sum(output) for output in outputs) if isinstance(outputs, (list, tuple)) else 0.0
 
 
-@contextmanager
+@contextlib.contextmanager
 def without_log_messages() -> Iterator[None]:
     """Silence logs and warnings, in which the libraries tell how they initialise models."""
     logger = MMLogger.get_current_instance()

@@ -86,8 +86,11 @@ def rewire_neck(
             edits.set((*path, key), neck[key] - left_out, why)
 
 
-def rewire_heads(edits: Edits, exchange: Exchange) -> None:
+def rewire_heads(edits: Edits, exchange: Exchange, images: int = 1) -> None:
     """Rewire all heads, unless they are given maps of the same widths in the same places.
+
+    Args:
+        images: whose maps are concatenated. A head that takes them apart states the width of one.
 
     Raises:
         ConfigError: a head has been told the strides of its maps, and they are others now.
@@ -98,7 +101,16 @@ def rewire_heads(edits: Edits, exchange: Exchange) -> None:
     same_widths = [channels for channels, _ in old] == [channels for channels, _ in new]
     if not same_widths or any(i != k for i, k in places.items()):
         for key in heads(part):
-            rewire(edits, (key,), exchange)
+            together = images == 1 or any(find_widths(part[key], (key,), old))
+            rewire(edits, (key,), exchange if together else _of_one_image(exchange, images))
+
+
+def _of_one_image(exchange: Exchange, images: int) -> Exchange:
+    old, new = (
+        [Map(channels // images, stride) for channels, stride in maps]
+        for maps in (exchange.old, exchange.new)
+    )
+    return Exchange(old, new, exchange.places)
 
 
 def heads(part: dict) -> list[str]:

@@ -23,6 +23,7 @@ class Measured(NamedTuple):
     read: list[int]
     outputs: Sequence[Map] | None  # of the neck; None without one, or if it cannot be run
     neck_error: str = ''  # why it cannot
+    images: int = 1  # whose maps the neck is given
 
     @property
     def backbone(self) -> str:
@@ -68,7 +69,7 @@ def measure(part: dict, emitted: Emitted | None = None) -> Measured:
     if not neck:
         return Measured(part, *emitted, _read_by_heads(part, maps), None)
     try:
-        outputs, used = measure_neck(neck, maps, emitted.tensor)
+        outputs, used, images = measure_neck(neck, maps, emitted.tensor)
     except NotRegistered:
         raise
     except ConfigError as error:
@@ -83,7 +84,8 @@ def measure(part: dict, emitted: Emitted | None = None) -> Measured:
         unchanged = measure_neck(trial.cfg['neck'], fewer)[0] == outputs
     except ConfigError:
         unchanged = False
-    return Measured(part, *emitted, read if unchanged else every, outputs)
+    read = read if unchanged else every
+    return Measured(part, *emitted, read, outputs, images=images)
 
 
 def _read_by_heads(part: dict, maps: Sequence[Map]) -> list[int]:
