@@ -343,7 +343,9 @@ class MixesTwoImages(nn.Module):
 def test_a_backbone_that_is_given_two_images_is_refused():
     cfg = zoo(UPER)
     put(cfg, backbone=dict(type='MixesTwoImages'))
-    with pytest.raises(ConfigError, match='MixesTwoImages cannot be given another backbone: .*more than'):
+    with pytest.raises(
+        ConfigError, match='MixesTwoImages cannot be given another backbone: .*more than'
+    ):
         plan(cfg, 'atto')
 
 
