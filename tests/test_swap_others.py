@@ -434,8 +434,35 @@ def test_scaled_widths(divisor, expected):
 
 
 def test_scaled_widths_that_cannot_come_out_are_refused():
-    with pytest.raises(ConfigError, match='widen_factor=0.375 and rounds them, and no in_channels'):
+    with pytest.raises(
+        ConfigError, match='widen_factor=0.375 and rounds them, and runs on no maps of'
+    ):
         plan(scaled(0.375, 96), 'atto')
+
+
+@MODELS.register_module()
+class AddsToWhatItEmits(nn.Module):
+    """As YOLOv8's neck, adds a map that it is given to one that it emits."""
+
+    def __init__(self, in_channels, out_channels, widen_factor):
+        super().__init__()
+        widths = zip(in_channels, out_channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(int(i * widen_factor), int(o * widen_factor), 1) for i, o in widths
+        )
+
+    def forward(self, maps):
+        return tuple(conv(level) + level for conv, level in zip(self.convs, maps))
+
+
+def test_a_neck_that_emits_maps_as_wide_as_those_that_it_is_given():
+    told = [512, 1024, 2048, 4096]
+    neck = dict(in_channels=told, out_channels=list(told), widen_factor=0.5)
+    swap = plan(put(zoo(UPER), neck=dict(type='AddsToWhatItEmits', **neck)), 'tiny')
+    model = swap.cfg.model
+    assert model.neck.in_channels == model.neck.out_channels == [192, 384, 768, 1536]
+    assert model.decode_head.in_channels == [96, 192, 384, 768]
+    assert prove(swap).step == 'loss'
 
 
 # ---- classes in place of names ----

@@ -4,6 +4,7 @@
 ConvNeXt that is wanted, and returns the changes; it changes neither.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -233,9 +234,11 @@ def _follow_neck(
     A neck that could not be run is taken to emit the same maps as before.
     """
     outputs, reasons = measured.outputs, []
-    for rounding in (math.floor, math.ceil):
+    for rounding, alike in itertools.product((math.floor, math.ceil), (False, True)):
         trial = Edits(edits.cfg)
         rewire_neck(trial, path, exchange, rounding)
+        if alike and not _emit_widths_as_given(trial, path, at(edits.cfg, path)):
+            continue
         try:
             now = measure_neck(trial.cfg['neck'], given)[0] if outputs else []
         except ConfigError as error:
@@ -248,9 +251,9 @@ def _follow_neck(
         if factor == 1:
             raise reasons[0]
         raise ConfigError(
-            f'the neck multiplies its in_channels by widen_factor={factor} and rounds them, and no '
-            f'in_channels come out as {[channels for channels, _ in given]}: choose another arch, '
-            "or state the neck's widths as they are, with widen_factor=1"
+            f'the neck multiplies its in_channels by widen_factor={factor} and rounds them, and '
+            f'runs on no maps of {[channels for channels, _ in given]} channels: choose another '
+            f"arch, or state the neck's widths as they are, with widen_factor=1. {reasons[0]}"
         )
     if outputs is None:
         check_strides(edits.cfg, exchange)
@@ -259,6 +262,21 @@ def _follow_neck(
         raise ConfigError(f'the neck emitted {len(outputs)} maps and now {len(now)}')
     places = {i: i for i in range(len(now))}
     rewire_heads(edits, Exchange(outputs, now, places), measured.images)
+
+
+def _emit_widths_as_given(trial: Edits, path: KeyPath, before: dict) -> bool:
+    """Give a neck that emitted maps as wide as those that it was given new ones of that kind, too.
+
+    Some necks (YOLOv8's) add a map that they are given to one that they emit.
+
+    Returns:
+        Whether it was such a neck.
+    """
+    if not before.get('in_channels') or before['in_channels'] != before.get('out_channels'):
+        return False
+    why = 'the neck emits maps as wide as those that it is given, as before'
+    trial.set((*path, 'out_channels'), at(trial.cfg, path)['in_channels'], why)
+    return True
 
 
 def _tell_other_strides(edits: Edits, exchange: Exchange) -> None:

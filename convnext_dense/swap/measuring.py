@@ -62,8 +62,8 @@ def measure_backbone(cfg: dict) -> Emitted:
             maps = [_map(output, side) for output in ([outputs] if tensor else outputs)]
         except SeveralInputs:
             raise ConfigError(
-                f'{cfg.get("type")} cannot be given another backbone: it is given more than one image '
-                'or map at once, and what it does between them is part of the method'
+                f'{cfg.get("type")} cannot be given another backbone: it is given more than one '
+                'image or map at once, and what it does between them is part of the method'
             ) from None
         except Exception as error:
             reason = error
