@@ -188,8 +188,27 @@ def _attempts(model, whole: Config | None) -> Iterator[tuple[str, Callable, Size
 
 
 def _loss_of_pipeline(model, size: Size, whole: Config) -> torch.Tensor:
-    batch = noise_batch(whole, _bands(model), size)
-    return _total(model(**_unpadded(model, size)(batch, True), mode='loss'))
+    """As MMEngine trains: a method may have a ``train_step`` of its own."""
+    batch, update = noise_batch(whole, _bands(model), size), _Update()
+    preprocessor = model.data_preprocessor
+    model.data_preprocessor = _unpadded(model, size)
+    try:
+        model.train_step(batch, update)
+    finally:
+        model.data_preprocessor = preprocessor
+    return update.loss
+
+
+class _Update:
+    """Takes the place of MMEngine's OptimWrapper: remembers the loss, and updates nothing."""
+
+    loss: torch.Tensor
+
+    def optim_context(self, model) -> contextlib.nullcontext:
+        return contextlib.nullcontext()
+
+    def update_params(self, loss: torch.Tensor) -> None:
+        self.loss = loss
 
 
 def _unpadded(model, size: Size) -> Any:
