@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import FUNCTIONS, TRANSFORMS
 from PIL import Image
 
 from ..errors import ConfigError
@@ -30,22 +30,24 @@ def noise_batch(cfg: Config, bands: int, size: Size, images: int = 2) -> dict[st
         bands: of an image as the model takes it, or of several that are stacked.
 
     Returns:
-        ``inputs``, a list of tensors ``(bands, H, W)``, and ``data_samples``.
+        ``inputs``, a list of tensors ``(bands, H, W)``, and ``data_samples``; or what the config's
+        ``collate_fn`` makes of these.
 
     Raises:
         ConfigError: there is no pipeline that packs an image with its annotations.
     """
-    steps = pipeline_steps((cfg.get('train_dataloader') or {}).get('dataset') or {})
+    loader = cfg.get('train_dataloader') or {}
+    steps = pipeline_steps(loader.get('dataset') or {})
     if not steps:
         raise ConfigError('the config has no training pipeline')
     with TemporaryDirectory() as folder, same_random_numbers():
-        packed = [pack_noise(Path(folder), size, steps) for _ in range(images)]
-    inputs = []
-    for sample in packed:
+        samples = [pack_noise(Path(folder), size, steps) for _ in range(images)]
+    for sample in samples:
         image = sample['inputs']
         repeated = torch.cat([image] * (1 + bands // len(image)))
-        inputs.append(repeated[:bands] if len(image) != bands else image)
-    return dict(inputs=inputs, data_samples=[sample['data_samples'] for sample in packed])
+        sample['inputs'] = repeated[:bands] if len(image) != bands else image
+    collate = dict(loader.get('collate_fn') or dict(type='pseudo_collate'))
+    return FUNCTIONS.get(collate.pop('type'))(samples, **collate)
 
 
 def pipeline_steps(dataset: dict) -> list[dict]:
