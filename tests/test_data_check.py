@@ -331,6 +331,19 @@ def test_sound_data_are_silent(scenes, tmp_path, capsys):
         assert len(lines) == 1
 
 
+def test_workers_that_were_started_again_read_on(scenes, tmp_path):
+    """Upstream MMEngine's stream of indices ends with the iterator that began to read it."""
+    from convnext_dense.commands import train
+
+    workers = {'train_dataloader.num_workers': 1, 'train_dataloader.persistent_workers': True}
+    steps = {'train_cfg.max_iters': 5, 'train_cfg.val_interval': 100}
+    options = demo_options('ade', scenes, **workers, **steps)
+    train.main([DEMO['ade'], '--work-dir', str(tmp_path), *map(str, options)])
+    log = next(tmp_path.glob('2*/*.log')).read_text(encoding='utf-8')
+    assert 'Reach the end of the dataloader' not in log
+    assert 'Iter(train) [5/5]' in log
+
+
 def test_a_label_out_of_range_is_refused_by_workers_and_in_testing(data, tmp_path, exits):
     _, break_it, _, text = BROKEN['label out of range']
     break_it(data)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -45,6 +46,11 @@ class DataCheckHook(Hook):
             splits['val'] = runner.val_loop.dataloader
         self._check(runner, splits)
         if hasattr(loop, 'dataloader_iterator'):  # its workers may have been started before
+            sampler = getattr(loop.dataloader.batch_sampler, 'sampler', None)
+            if isinstance(sampler, InfiniteSampler):
+                # Its stream of indices would end with the iterator that has begun to read it. The
+                # seed may be that of a checkpoint by now.
+                InfiniteSampler.__init__(sampler, sampler.dataset, sampler.shuffle, sampler.seed)
             loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)
 
     def before_val(self, runner: Runner) -> None:
