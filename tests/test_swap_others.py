@@ -136,6 +136,26 @@ def test_one_tensor_without_a_neck_is_one_map():
     assert swap.cfg.model.backbone.out_indices == (3,)
 
 
+@MODELS.register_module()
+class WrapsAnEncoder(OneTensor):
+    """Takes images of the size that the encoder within it is made for."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.side = encoder['img_size']
+
+    def forward(self, x):
+        assert x.shape[-1] == self.side
+        return super().forward(x)
+
+
+def test_the_size_of_images_that_an_inner_encoder_states():
+    cfg = zoo(UPER)
+    put(cfg, backbone=dict(type='WrapsAnEncoder', encoder=dict(img_size=96)), auxiliary_head=None)
+    put(cfg, decode_head=dict(type='FCNHead', in_channels=64, channels=8, num_classes=5))
+    assert plan(cfg, 'atto').cfg.model.decode_head.in_channels == 320
+
+
 def test_a_backbone_that_is_a_segmentor_is_named():
     cfg = zoo(UPER)
     put(cfg, backbone=cfg.model.copy(), decode_head=dict(type='FCNHead'))

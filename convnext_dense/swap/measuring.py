@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from ..architectures import get_architecture
 from ..errors import ConfigError
 from ..inference.building import build
+from .editing import walk
 
 STRIDES = (4, 8, 16, 32)  # of ConvNeXt's stages
 # Side of the image that a backbone is run on, pixels, by device. The meta device needs neither
@@ -46,7 +47,8 @@ def measure_backbone(cfg: dict) -> Emitted:
         dims = get_architecture(cfg.get('arch', 'tiny')).dims
         indices = [indices] if isinstance(indices, int) else indices
         return Emitted([Map(dims[i], STRIDES[i]) for i in indices])
-    channels, fixed = cfg.get('in_channels', 3), cfg.get('img_size')
+    channels = cfg.get('in_channels', 3)
+    fixed = next((value for path, value in walk(cfg) if path and path[-1] == 'img_size'), None)
     fixed = fixed[0] if isinstance(fixed, (list, tuple)) and fixed else fixed
     attempts = [*SIDES.items(), *((device, fixed) for device in SIDES if fixed)]
     for device, side in attempts:
