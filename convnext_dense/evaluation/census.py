@@ -229,8 +229,8 @@ def first_reason(error: Exception) -> str:
 
 def graph_of(value):
     if isinstance(value, dict):
-        kept = [key for key in value if not NOT_GRAPH.fullmatch(key)]
-        return {key: graph_of(value[key]) for key in kept}
+        kept = [key for key in value if not NOT_GRAPH.fullmatch(str(key))]
+        return {str(key): graph_of(value[key]) for key in kept}
     return [graph_of(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -95,6 +95,10 @@ def _raw(folder: Path, size: Size, steps: list[dict]) -> dict[str, Any]:
         reduce_zero_label=False,
         seg_fields=[],
         sample_idx=0,
+        # of steps that change the size or flip, which are left out
+        scale_factor=(1.0, 1.0),
+        flip=False,
+        flip_direction=None,
     )
 
 
