@@ -45,6 +45,7 @@ STATES = dict(
     fails='fails',
     wrong='runs, but is wrong',
 )
+NO_MODEL = {'no model': 'no config of a model'}
 # Part of a ConfigError's message -> the state of a config of which it is said.
 STATE_OF_ERROR = {
     'not a config that MMEngine can read': 'no model',  # a script that lies among the configs
@@ -61,7 +62,7 @@ class Row:
     config: str  # LIBRARY/FAMILY/NAME.py, or the path that was given
     path: Path
     folder: Path  # that it is read in
-    state: str = ''  # a key of STATES, or 'no model'
+    state: str = ''  # a key of STATES, or of NO_MODEL
     why: str = ''  # it cannot, is broken, fails or is wrong
     adapters: list[str] = field(default_factory=list)  # Swap.adapters
     lost: bool = False  # layers of the method were in the old backbone
@@ -122,7 +123,6 @@ def census(rows: Sequence[Row], arch: str, modules: Sequence[str] = ()) -> list[
     with tempfile.TemporaryDirectory() as bert:
         make_bert(bert)
         rows = ask_each('swapped', rows, arch, bert, modules)
-        rows = [row for row in rows if row.state != 'no model']
         first: dict[str, Row] = {}
         for row in rows:
             if row.graph:
@@ -271,7 +271,8 @@ def make_bert(folder: str) -> None:
 
 
 def report(rows: Sequence[Row], arch: str) -> str:
-    """The page in Markdown."""
+    """The page in Markdown, without scripts that lie among the configs."""
+    rows = [row for row in rows if row.state != 'no model']
     parts = [summary(rows, arch)]
     for library in ('mmdet', 'mmseg'):
         of_library = [row for row in rows if row.config.startswith(f'{library}/')]
@@ -294,11 +295,12 @@ def report(rows: Sequence[Row], arch: str) -> str:
 def report_of_each(rows: Sequence[Row], arch: str) -> str:
     """The page in Markdown, with a line for each config."""
     states = Counter(row.state for row in rows)
-    counts = ', '.join(f'{states[state]} {text}' for state, text in STATES.items())
+    names = STATES | NO_MODEL
+    counts = ', '.join(f'{states[state]} {text}' for state, text in names.items())
     lines = []
     for row in rows:
         remarks = '; '.join(dict.fromkeys([row.why, *row.adapters, *row.not_judged]))
-        lines.append([f'`{row.config}`', STATES[row.state], remarks[:300].strip('; ')])
+        lines.append([f'`{row.config}`', names[row.state], remarks[:300].strip('; ')])
     return (
         f'{len(rows)} configs on ConvNeXt-{arch}: {counts}. {versions()}\n\n'
         + markdown_table(['config', 'outcome', 'why, or what was not compared'], lines)
