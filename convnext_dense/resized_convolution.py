@@ -1,0 +1,246 @@
+"""A convolution over maps that are upsampled first, computed before they are.
+
+Bilinear upsampling treats each channel alone, and a convolution mixes channels at each pixel alone.
+So the two commute: conv(up(x)) is the sum over the kernel's taps t of shift_t(up(W_t x)), where
+W_t x has as few pixels as x. A 3x3 convolution over a map upsampled to twice its size so takes a
+quarter of its multiply-adds, and the upsampled map is never made. Both are exact, but for the order
+in which sums are rounded.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from .fast_path import is_compiling, is_plain
+from .layers import is_watched
+
+# Rows and columns of the output that are computed at a time. On CPUs what is between must stay in
+# the cache, and the interpolation, a product of matrices that are mostly zeros, costs less in small
+# tiles; elsewhere a launch costs more than that.
+CPU_TILE, TILE = 32, 128
+
+is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)  # old versions cannot tell
+
+
+def convolve_resized(
+    module: nn.Module, maps: Sequence[Tensor], size: Sequence[int], align_corners: bool
+) -> Tensor:
+    """``module(torch.cat([resize(x) for x in maps], 1))``, resized bilinearly to ``size``.
+
+    A map that is smaller than ``size`` is multiplied by the weights where it is small, if that
+    takes fewer multiply-adds. In exports, whose sizes may vary, and for a module of which
+    ``why_plain`` names a reason, that expression itself is computed.
+
+    Args:
+        module: mmcv's ``ConvModule``: a convolution, then perhaps a norm and an activation.
+        maps: (N, C_i, h_i, w_i), as many channels together as the convolution has.
+        size: height and width of the output, H and W.
+        align_corners: as in ``torch.nn.functional.interpolate``.
+
+    Returns:
+        (N, C_out, H, W); in channels-last memory where it has been rearranged.
+    """
+    size = tuple(size)
+    is_small = [False] * len(maps)
+    if not (is_exporting() or torch.jit.is_tracing() or is_plain() or why_plain(module)):
+        is_small = [_pays(x, size, module.conv, align_corners) for x in maps]
+    if not any(is_small):
+        return module(torch.cat([_resize(x, size, align_corners) for x in maps], 1))
+
+    weights = module.conv.weight.split([x.shape[1] for x in maps], 1)
+    large = [i for i, small in enumerate(is_small) if not small]
+    out = None
+    if large:
+        resized = torch.cat([_resize(maps[i], size, align_corners) for i in large], 1)
+        weight = torch.cat([weights[i] for i in large], 1)
+        resized = resized.contiguous(memory_format=torch.channels_last)
+        out = F.conv2d(resized, weight, module.conv.bias, padding=weight.shape[-1] // 2)
+        out = out.permute(0, 2, 3, 1)
+    small = [_Small(maps[i], weights[i], size, align_corners) for i in range(len(maps)) if is_small[i]]
+    out = _sum(out, small, size).permute(0, 3, 1, 2)
+    if not large and module.conv.bias is not None:
+        out = out + module.conv.bias[:, None, None]
+    if module.with_norm:
+        out = module.norm(out)
+    return module.activate(out) if module.with_activation else out
+
+
+def why_plain(module: nn.Module) -> str | None:
+    """Why ``module`` is not rearranged, as a phrase about it; None if it is."""
+    if type(module).forward is not ConvModule.forward:
+        return f'is a {type(module).__name__}, not a ConvModule'
+    children = dict(module.named_children())
+    watched = [name for name, part in [('it', module), *children.items()] if is_watched(part)]
+    if watched:
+        return f'has hooks, is compiled or has another forward: {watched[0]}'
+    conv = module.conv
+    if type(conv) is not nn.Conv2d:
+        return f'has a {type(conv).__name__}, not a Conv2d'
+    if module.with_explicit_padding or module.order != ('conv', 'norm', 'act'):
+        return f'has order={module.order}, padding={module.padding}'
+    kernel, _ = conv.kernel_size
+    usual = dict(
+        kernel_size=(kernel | 1, kernel | 1),  # odd
+        stride=(1, 1),
+        padding=(kernel // 2, kernel // 2),
+        dilation=(1, 1),
+        groups=1,
+        padding_mode='zeros',
+    )
+    values = {name: getattr(conv, name) for name in usual}
+    return next((f'has {k}={v}' for k, v in values.items() if v != usual[k]), None)
+
+
+def _resize(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    if tuple(x.shape[2:]) == size:
+        return x
+    return F.interpolate(x, size=size, mode='bilinear', align_corners=align_corners)
+
+
+# ---- tiles ----
+
+
+class _Span(NamedTuple):
+    """A tile along one axis: outputs ``start`` to ``stop`` need inputs ``first`` to ``last``."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def _spans(length: int, size: int, tile: int, halo: int, align_corners: bool) -> list[_Span]:
+    """Tiles of an axis that is resized from ``length`` to ``size``, then read ``halo`` around."""
+
+    def source(place: int) -> float:
+        place = min(max(place, 0), size - 1)
+        if align_corners:
+            return place * (length - 1) / max(1, size - 1)
+        return (place + 0.5) * length / size - 0.5
+
+    spans = []
+    for start in range(0, size, tile):
+        stop = min(size, start + tile)
+        # torch computes places in single precision, and may fall on the other side of an integer.
+        first = math.floor(source(start - halo) - 0.01)
+        last = math.floor(source(stop - 1 + halo) + 0.01) + 2
+        spans.append(_Span(start, stop, max(0, first), min(length, last)))
+    return spans
+
+
+def _tile(x: Tensor) -> int:
+    return CPU_TILE if x.device.type in ('cpu', 'meta') else TILE
+
+
+def _pays(x: Tensor, size: tuple[int, ...], conv: nn.Conv2d, align_corners: bool) -> bool:
+    """Whether the rearranged form of one map takes fewer multiply-adds."""
+    kernel, channels = conv.kernel_size[0], x.shape[1]
+    (h, w), (height, width) = x.shape[2:], size
+    if h > height or w > width or (h, w) == size:
+        return False
+    rows, columns = (
+        _spans(length, total, _tile(x), kernel // 2, align_corners)
+        for length, total in ((h, height), (w, width))
+    )
+    # For each output channel: products, then interpolation along the height, then the width.
+    count = 0
+    for start, stop, first, last in rows:
+        count += (last - first) * w * kernel**2 * (channels + stop - start)
+        count += sum((stop - start) * (b - a) * kernel * (g - f) for a, b, f, g in columns)
+    return count < height * width * kernel**2 * channels
+
+
+# ---- the sum ----
+
+
+class _Small:
+    """A map that is smaller than the output, its weights and how it is interpolated."""
+
+    def __init__(self, x: Tensor, weight: Tensor, size: tuple[int, ...], align_corners: bool):
+        kernel = weight.shape[-1]
+        # The type in which autocast, if it is on, computes products.
+        dtype = torch.mm(x.new_empty(0, 1), weight.new_empty(1, 0)).dtype
+        self.x = x.permute(0, 2, 3, 1).to(dtype).contiguous()  # (N, h, w, C)
+        # For each row of the kernel, its columns one after the other: k of (k * C_out, C).
+        taps = weight.to(dtype).permute(2, 3, 0, 1).reshape(kernel, -1, weight.shape[1])
+        self.taps = taps.unbind()
+        rows, columns = (
+            _shifted(length, total, kernel, align_corners, x).to(dtype)
+            for length, total in zip(x.shape[2:], size)
+        )
+        self.rows = rows.unbind()  # k of (H, h)
+        self.columns = columns.permute(1, 2, 0).flatten(1)  # (W, w * k)
+        self.row_spans, self.column_spans = (
+            _spans(length, total, _tile(x), kernel // 2, align_corners)
+            for length, total in zip(x.shape[2:], size)
+        )
+
+    def strip(self, span: _Span) -> Tensor:
+        """The taps' products, interpolated to rows of the output: (N, rows, w * k, C_out)."""
+        start, stop, first, last = span
+        x = self.x[:, first:last]
+        pixels, strip = x.flatten(0, 2), None
+        for taps, rows in zip(self.taps, self.rows):
+            products = F.linear(pixels, taps).view(len(x), last - first, -1)
+            part = rows[start:stop, first:last].expand(len(x), -1, -1)
+            strip = torch.bmm(part, products) if strip is None else strip.baddbmm_(part, products)
+        return strip.view(len(x), stop - start, self.columns.shape[1], -1)
+
+
+def _shifted(length: int, size: int, kernel: int, align_corners: bool, like: Tensor) -> Tensor:
+    """Row p of the t-th matrix has the weights of place p + t - k // 2, and is zero outside.
+
+    (k, size, length), from torch's own interpolation.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    eye = torch.eye(length, dtype=dtype, device=like.device)
+    matrix = F.interpolate(eye[None], size=size, mode='linear', align_corners=align_corners)[0].t()
+    halo = kernel // 2
+    padded = F.pad(matrix, (0, 0, halo, halo))
+    return torch.stack([padded[tap : tap + size] for tap in range(kernel)])
+
+
+def _sum(out: Tensor | None, maps: Sequence[_Small], size: tuple[int, ...]) -> Tensor:
+    """``out`` (N, H, W, C_out) and the convolutions of all ``maps``.
+
+    Without a gradient it is added in place: a map of this size in fresh memory costs as much as
+    its computation.
+    """
+    in_place = not torch.is_grad_enabled()
+    if in_place and out is None:
+        first = maps[0]
+        channels = first.taps[0].shape[0] // len(first.taps)
+        out = first.x.new_zeros(len(first.x), *size, channels)
+    strips = []
+    for row_spans in zip(*(small.row_spans for small in maps)):
+        tiles = []
+        for columns, tile in _tiles(maps, row_spans):
+            if in_place:
+                out[:, row_spans[0].start : row_spans[0].stop, columns] += tile
+            else:
+                tiles.append(tile)
+        strips.append(torch.cat(tiles, 2) if tiles else None)
+    if in_place:
+        return out
+    total = torch.cat(strips, 1)
+    return total if out is None else total.add_(out)
+
+
+def _tiles(maps: Sequence[_Small], row_spans: Sequence[_Span]) -> Iterator[tuple[slice, Tensor]]:
+    """The tiles of a strip of rows: their columns and their sums, (N, rows, columns, C_out)."""
+    strips = [small.strip(span) for small, span in zip(maps, row_spans)]
+    n, height, _, channels = strips[0].shape
+    for spans in zip(*(small.column_spans for small in maps)):
+        tile = None
+        for small, strip, (start, stop, first, last) in zip(maps, strips, spans):
+            kernel = len(small.taps)
+            part = slice(kernel * first, kernel * last)
+            matrix = small.columns[start:stop, part].expand(n * height, -1, -1)
+            taps = strip[:, :, part].flatten(0, 1)
+            tile = torch.bmm(matrix, taps) if tile is None else tile.baddbmm_(matrix, taps)
+        yield slice(start, stop), tile.view(n, height, -1, channels)
