@@ -64,7 +64,8 @@ class UPerHead(_PyramidPooling, mmseg_heads.UPerHead):
         maps = [conv(x) for conv, x in zip(self.lateral_convs, inputs)]
         maps.append(self.psp_forward(inputs))
         for i in range(len(maps) - 1, 0, -1):
-            maps[i - 1] = maps[i - 1] + self._resize(maps[i], maps[i - 1])
+            # In place: nothing else needs the resized map, and fresh memory costs time.
+            maps[i - 1] = self._resize(maps[i], maps[i - 1]).add_(maps[i - 1])
         maps = [conv(x) for conv, x in zip(self.fpn_convs, maps)] + maps[-1:]
         return self._convolve(self.fpn_bottleneck, maps, maps[0])
 

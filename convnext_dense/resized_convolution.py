@@ -43,7 +43,7 @@ def convolve_resized(
         align_corners: as in ``torch.nn.functional.interpolate``.
 
     Returns:
-        (N, C_out, H, W); in channels-last memory where it has been rearranged.
+        (N, C_out, H, W).
     """
     size = tuple(size)
     is_small = [False] * len(maps)
@@ -53,17 +53,17 @@ def convolve_resized(
         return module(torch.cat([_resize(x, size, align_corners) for x in maps], 1))
 
     weights = module.conv.weight.split([x.shape[1] for x in maps], 1)
-    large = [i for i, small in enumerate(is_small) if not small]
+    small = [
+        _Small(x, weight, size, align_corners) for x, weight, s in zip(maps, weights, is_small) if s
+    ]
+    large = [(x, weight) for x, weight, s in zip(maps, weights, is_small) if not s]
     out = None
     if large:
-        resized = torch.cat([_resize(maps[i], size, align_corners) for i in large], 1)
-        weight = torch.cat([weights[i] for i in large], 1)
-        resized = resized.contiguous(memory_format=torch.channels_last)
-        out = F.conv2d(resized, weight, module.conv.bias, padding=weight.shape[-1] // 2)
-        out = out.permute(0, 2, 3, 1)
-    small = [_Small(maps[i], weights[i], size, align_corners) for i in range(len(maps)) if is_small[i]]
-    out = _sum(out, small, size).permute(0, 3, 1, 2)
-    if not large and module.conv.bias is not None:
+        resized = torch.cat([_resize(x, size, align_corners) for x, _ in large], 1)
+        weight = torch.cat([weight for _, weight in large], 1)
+        out = F.conv2d(resized, weight, padding=weight.shape[-1] // 2)
+    out = _add(out, small, size)
+    if module.conv.bias is not None:
         out = out + module.conv.bias[:, None, None]
     if module.with_norm:
         out = module.norm(out)
@@ -162,26 +162,26 @@ class _Small:
     """A map that is smaller than the output, its weights and how it is interpolated."""
 
     def __init__(self, x: Tensor, weight: Tensor, size: tuple[int, ...], align_corners: bool):
-        kernel = weight.shape[-1]
+        self.channels, _, self.kernel, _ = weight.shape
         # The type in which autocast, if it is on, computes products.
         dtype = torch.mm(x.new_empty(0, 1), weight.new_empty(1, 0)).dtype
-        self.x = x.permute(0, 2, 3, 1).to(dtype).contiguous()  # (N, h, w, C)
+        self.x = x.to(dtype).permute(0, 2, 3, 1).contiguous()  # (N, h, w, C)
         # For each row of the kernel, its columns one after the other: k of (k * C_out, C).
-        taps = weight.to(dtype).permute(2, 3, 0, 1).reshape(kernel, -1, weight.shape[1])
-        self.taps = taps.unbind()
+        taps = weight.to(dtype).permute(2, 3, 0, 1).flatten(1, 2)
+        self.taps = taps.contiguous().unbind()
         rows, columns = (
-            _shifted(length, total, kernel, align_corners, x).to(dtype)
+            _shifted(length, total, self.kernel, align_corners, x).to(dtype)
             for length, total in zip(x.shape[2:], size)
         )
         self.rows = rows.unbind()  # k of (H, h)
-        self.columns = columns.permute(1, 2, 0).flatten(1)  # (W, w * k)
+        self.columns = columns.permute(2, 0, 1).flatten(0, 1)  # (w * k, W)
         self.row_spans, self.column_spans = (
-            _spans(length, total, _tile(x), kernel // 2, align_corners)
+            _spans(length, total, _tile(x), self.kernel // 2, align_corners)
             for length, total in zip(x.shape[2:], size)
         )
 
     def strip(self, span: _Span) -> Tensor:
-        """The taps' products, interpolated to rows of the output: (N, rows, w * k, C_out)."""
+        """The taps' products, interpolated to rows of the output: (N * rows, w * k, C_out)."""
         start, stop, first, last = span
         x = self.x[:, first:last]
         pixels, strip = x.flatten(0, 2), None
@@ -189,7 +189,7 @@ class _Small:
             products = F.linear(pixels, taps).view(len(x), last - first, -1)
             part = rows[start:stop, first:last].expand(len(x), -1, -1)
             strip = torch.bmm(part, products) if strip is None else strip.baddbmm_(part, products)
-        return strip.view(len(x), stop - start, self.columns.shape[1], -1)
+        return strip.view(len(x) * (stop - start), -1, self.channels)
 
 
 def _shifted(length: int, size: int, kernel: int, align_corners: bool, like: Tensor) -> Tensor:
@@ -205,42 +205,38 @@ def _shifted(length: int, size: int, kernel: int, align_corners: bool, like: Ten
     return torch.stack([padded[tap : tap + size] for tap in range(kernel)])
 
 
-def _sum(out: Tensor | None, maps: Sequence[_Small], size: tuple[int, ...]) -> Tensor:
-    """``out`` (N, H, W, C_out) and the convolutions of all ``maps``.
+def _add(out: Tensor | None, maps: Sequence[_Small], size: tuple[int, ...]) -> Tensor:
+    """``out`` (N, C_out, H, W; None: zeros) and the convolutions of all ``maps``.
 
-    Without a gradient it is added in place: a map of this size in fresh memory costs as much as
-    its computation.
+    Without gradients each tile is added in place, as fresh memory for a map of this size costs as
+    much time as computing it.
     """
     in_place = not torch.is_grad_enabled()
     if in_place and out is None:
-        first = maps[0]
-        channels = first.taps[0].shape[0] // len(first.taps)
-        out = first.x.new_zeros(len(first.x), *size, channels)
+        out = maps[0].x.new_zeros(len(maps[0].x), maps[0].channels, *size)
     strips = []
     for row_spans in zip(*(small.row_spans for small in maps)):
         tiles = []
         for columns, tile in _tiles(maps, row_spans):
             if in_place:
-                out[:, row_spans[0].start : row_spans[0].stop, columns] += tile
+                out[:, :, row_spans[0].start : row_spans[0].stop, columns] += tile.transpose(1, 2)
             else:
                 tiles.append(tile)
-        strips.append(torch.cat(tiles, 2) if tiles else None)
+        strips.append(torch.cat(tiles, 3) if tiles else None)
     if in_place:
         return out
-    total = torch.cat(strips, 1)
-    return total if out is None else total.add_(out)
+    total = torch.cat(strips, 1).transpose(1, 2)
+    return total.contiguous() if out is None else out.add_(total)
 
 
 def _tiles(maps: Sequence[_Small], row_spans: Sequence[_Span]) -> Iterator[tuple[slice, Tensor]]:
-    """The tiles of a strip of rows: their columns and their sums, (N, rows, columns, C_out)."""
+    """The tiles of a strip of rows: their columns, and their sums (N, rows, C_out, columns)."""
     strips = [small.strip(span) for small, span in zip(maps, row_spans)]
-    n, height, _, channels = strips[0].shape
     for spans in zip(*(small.column_spans for small in maps)):
         tile = None
         for small, strip, (start, stop, first, last) in zip(maps, strips, spans):
-            kernel = len(small.taps)
-            part = slice(kernel * first, kernel * last)
-            matrix = small.columns[start:stop, part].expand(n * height, -1, -1)
-            taps = strip[:, :, part].flatten(0, 1)
-            tile = torch.bmm(matrix, taps) if tile is None else tile.baddbmm_(matrix, taps)
-        yield slice(start, stop), tile.view(n, height, -1, channels)
+            part = slice(small.kernel * first, small.kernel * last)
+            taps = strip[:, part].transpose(1, 2)
+            matrix = small.columns[part, start:stop].expand(len(strip), -1, -1)
+            tile = torch.bmm(taps, matrix) if tile is None else tile.baddbmm_(taps, matrix)
+        yield slice(start, stop), tile.unflatten(0, (len(maps[0].x), -1))
