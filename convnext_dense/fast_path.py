@@ -51,7 +51,7 @@ def plain_operators() -> Iterator[None]:
 
 
 def is_plain() -> bool:
-    """Whether ``plain_operators`` is active."""
+    """Whether ``plain_operators`` is active. Compilers cannot ask: they have to be asked first."""
     return _switched_off.get()
 
 

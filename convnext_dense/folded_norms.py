@@ -1,6 +1,7 @@
 """Batch norms folded into the convolutions before them, for inference. It imports mmcv."""
 
 import copy
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from torch import nn
@@ -35,7 +36,7 @@ def fold_norms(model: nn.Module) -> None:
             _fold(module)
 
 
-def _folds(module: nn.Module) -> bool:
+def _folds(module: Any) -> bool:
     if type(module) is not ConvModule or not module.with_norm:
         return False
     conv, norm = module.conv, module.norm
@@ -48,7 +49,7 @@ def _folds(module: nn.Module) -> bool:
     )
 
 
-def _fold(module: nn.Module) -> None:
+def _fold(module: Any) -> None:
     # In float64, and rounded once. Copies: convolutions are shared where norms are not (RetinaNet's
     # head with separate norms).
     conv, norm = (copy.deepcopy(layer).double() for layer in (module.conv, module.norm))

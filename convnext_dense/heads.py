@@ -4,7 +4,8 @@ Each computes what its base class does, from the same parameters; ``resized_conv
 why. Configs name ``convnext_dense.UPerHead``; ``rearrange`` puts all into a model that exists.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmseg.models import decode_heads as mmseg_heads
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .layers import is_watched
 from .registry import MODELS
-from .resized_convolution import convolve_resized
+from .resized_convolution import convolve_resized, is_plain
 
 Maps = Sequence[Tensor]  # (N, C_i, H_i, W_i)
 
@@ -39,12 +40,15 @@ class _Rearranged:
 class _PyramidPooling(_Rearranged):
     """A convolution over a map and its pooled maps, as in PSPNet and UperNet."""
 
+    bottleneck: nn.Module
+    psp_modules: nn.ModuleList
+
     def resized_convolutions(self) -> list[nn.Module]:
         return [self.bottleneck]
 
     def _pool(self, x: Tensor) -> Tensor:
         pyramid = self.psp_modules
-        # The pyramid's own forward resizes, which is not needed; hooks on it are.
+        # The pyramid's own forward also resizes, which only its hooks need.
         pooled = pyramid(x) if is_watched(pyramid) else [module(x) for module in pyramid]
         return self._convolve(self.bottleneck, [x, *pooled], x)
 
@@ -57,9 +61,11 @@ class UPerHead(_PyramidPooling, mmseg_heads.UPerHead):
         return [self.bottleneck, self.fpn_bottleneck]
 
     def psp_forward(self, inputs: Maps) -> Tensor:
-        return self._pool(inputs[-1])
+        return super().psp_forward(inputs) if is_plain() else self._pool(inputs[-1])
 
     def _forward_feature(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super()._forward_feature(inputs)
         inputs = self._transform_inputs(inputs)
         maps = [conv(x) for conv, x in zip(self.lateral_convs, inputs)]
         maps.append(self.psp_forward(inputs))
@@ -74,6 +80,8 @@ class PSPHead(_PyramidPooling, mmseg_heads.PSPHead):
     """mmseg's PSPHead (arXiv 1612.01105)."""
 
     def _forward_feature(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super()._forward_feature(inputs)
         return self._pool(self._transform_inputs(inputs))
 
 
@@ -84,6 +92,8 @@ class ASPPHead(_Rearranged, mmseg_heads.ASPPHead):
         return [self.bottleneck]
 
     def _forward_feature(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super()._forward_feature(inputs)
         x = self._transform_inputs(inputs)
         return self._convolve(self.bottleneck, [self.image_pool(x), *self.aspp_modules(x)], x)
 
@@ -95,6 +105,8 @@ class DepthwiseSeparableASPPHead(ASPPHead, mmseg_heads.DepthwiseSeparableASPPHea
     """
 
     def forward(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super().forward(inputs)
         x = self._forward_feature(inputs)
         if self.c1_bottleneck is not None:
             fine = self.c1_bottleneck(inputs[0])
@@ -111,7 +123,7 @@ class FCNHead(_Rearranged, mmseg_heads.FCNHead):
         return [self.convs[0], *([self.conv_cat] if self.concat_input else [])]
 
     def _forward_feature(self, inputs: Maps) -> Tensor:
-        if not self.resized_convolutions():
+        if is_plain() or not self.resized_convolutions():
             return super()._forward_feature(inputs)
         maps = [inputs[i] for i in self.in_index]
         first, *others = self.convs
@@ -128,7 +140,7 @@ class SegformerHead(_Rearranged, mmseg_heads.SegformerHead):
         return [self.fusion_conv] if self.interpolate_mode == 'bilinear' else []
 
     def forward(self, inputs: Maps) -> Tensor:
-        if not self.resized_convolutions():
+        if is_plain() or not self.resized_convolutions():
             return super().forward(inputs)
         maps = [conv(x) for conv, x in zip(self.convs, self._transform_inputs(inputs))]
         return self.cls_seg(self._convolve(self.fusion_conv, maps, maps[0]))
@@ -142,6 +154,8 @@ class FPNHead(_Rearranged, mmseg_heads.FPNHead):
         return [conv for head in heads for up, conv in zip(head, head[1:]) if _doubles(up)]
 
     def forward(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super().forward(inputs)
         x, *others = (
             head(x) if is_watched(head) else self._scale(head, x)
             for head, x in zip(self.scale_heads, self._transform_inputs(inputs))
@@ -150,21 +164,20 @@ class FPNHead(_Rearranged, mmseg_heads.FPNHead):
             x = x + self._resize(other, x)
         return self.cls_seg(x)
 
-    def _scale(self, layers: nn.Sequential, x: Tensor) -> Tensor:
-        is_doubled = False
-        for layer, following in zip(layers, [*layers[1:], None]):
-            if _doubles(layer) and following is not None:
+    def _scale(self, head: nn.Sequential, x: Tensor) -> Tensor:
+        layers, is_doubled = list(head), False
+        for layer in layers:
+            if _doubles(layer) and layer is not layers[-1]:
                 is_doubled = True
             elif is_doubled:
                 size = [2 * side for side in x.shape[2:]]
-                x = convolve_resized(layer, [x], size, self.align_corners)
-                is_doubled = False
+                x, is_doubled = convolve_resized(layer, [x], size, self.align_corners), False
             else:
                 x = layer(x)
         return x
 
 
-def _doubles(layer: nn.Module) -> bool:
+def _doubles(layer: Any) -> bool:
     """Whether it is the layer that FPNHead has between its convolutions."""
     return type(layer) is Upsample and layer.scale_factor == 2 and not is_watched(layer)
 

@@ -48,7 +48,7 @@ def rearrange(model: nn.Module) -> Rearranged:
         if is_watched(head):
             left_alone = {name: 'has hooks, is compiled or has another forward'}
         elif type(head) not in (base, REARRANGED[base]):
-            left_alone = {name: f'is a {type(head).__name__}, not mmseg\'s {base.__name__}'}
+            left_alone = {name: f"is a {type(head).__name__}, not mmseg's {base.__name__}"}
         elif len(left_alone) < len(convolutions):
             head.__class__ = REARRANGED[base]
             report.heads.append(name)

@@ -9,32 +9,40 @@ in which sums are rounded.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from .fast_path import is_compiling, is_plain
+from . import fast_path
 from .layers import is_watched
 
-# Rows and columns of the output that are computed at a time. On CPUs what is between must stay in
-# the cache, and the interpolation, a product of matrices that are mostly zeros, costs less in small
-# tiles; elsewhere a launch costs more than that.
-CPU_TILE, TILE = 32, 128
+# Rows and columns of the output that are computed at a time. On CPUs what is between has to stay in
+# the cache, and interpolation, a product with matrices that are mostly zeros, costs less in small
+# tiles. Elsewhere a launch costs more than that.
+CPU_TILE, TILE = (32, 64), (128, 128)
 
-is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)  # old versions cannot tell
+# Old versions cannot tell exporting from compiling.
+_is_exporting = getattr(torch.compiler, 'is_exporting', fast_path.is_compiling)
+
+
+def is_plain() -> bool:
+    """Whether to compute in mmseg's order: in exports, whose sizes may vary, and if asked to."""
+    if _is_exporting() or torch.jit.is_tracing():
+        return True
+    return not fast_path.is_compiling() and fast_path.is_plain()
 
 
 def convolve_resized(
-    module: nn.Module, maps: Sequence[Tensor], size: Sequence[int], align_corners: bool
+    module: Any, maps: Sequence[Tensor], size: Sequence[int], align_corners: bool
 ) -> Tensor:
     """``module(torch.cat([resize(x) for x in maps], 1))``, resized bilinearly to ``size``.
 
     A map that is smaller than ``size`` is multiplied by the weights where it is small, if that
-    takes fewer multiply-adds. In exports, whose sizes may vary, and for a module of which
-    ``why_plain`` names a reason, that expression itself is computed.
+    takes fewer multiply-adds. For a module of which ``why_plain`` names a reason, that expression
+    itself is computed.
 
     Args:
         module: mmcv's ``ConvModule``: a convolution, then perhaps a norm and an activation.
@@ -46,31 +54,29 @@ def convolve_resized(
         (N, C_out, H, W).
     """
     size = tuple(size)
-    is_small = [False] * len(maps)
-    if not (is_exporting() or torch.jit.is_tracing() or is_plain() or why_plain(module)):
-        is_small = [_pays(x, size, module.conv, align_corners) for x in maps]
+    is_small = [not why_plain(module) and _pays(x, size, module.conv, align_corners) for x in maps]
     if not any(is_small):
         return module(torch.cat([_resize(x, size, align_corners) for x in maps], 1))
 
-    weights = module.conv.weight.split([x.shape[1] for x in maps], 1)
+    bias, weights = module.conv.bias, module.conv.weight.split([x.shape[1] for x in maps], 1)
     small = [
         _Small(x, weight, size, align_corners) for x, weight, s in zip(maps, weights, is_small) if s
     ]
     large = [(x, weight) for x, weight, s in zip(maps, weights, is_small) if not s]
     out = None
     if large:
-        resized = torch.cat([_resize(x, size, align_corners) for x, _ in large], 1)
-        weight = torch.cat([weight for _, weight in large], 1)
-        out = F.conv2d(resized, weight, padding=weight.shape[-1] // 2)
+        resized = _join([_resize(x, size, align_corners) for x, _ in large])
+        weight = _join([weight for _, weight in large])
+        out = F.conv2d(resized, weight, bias, padding=weight.shape[-1] // 2)
     out = _add(out, small, size)
-    if module.conv.bias is not None:
-        out = out + module.conv.bias[:, None, None]
+    if bias is not None and not large:
+        out = out + bias.to(out.dtype)[:, None, None]
     if module.with_norm:
         out = module.norm(out)
     return module.activate(out) if module.with_activation else out
 
 
-def why_plain(module: nn.Module) -> str | None:
+def why_plain(module: Any) -> str | None:
     """Why ``module`` is not rearranged, as a phrase about it; None if it is."""
     if type(module).forward is not ConvModule.forward:
         return f'is a {type(module).__name__}, not a ConvModule'
@@ -102,6 +108,10 @@ def _resize(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
     return F.interpolate(x, size=size, mode='bilinear', align_corners=align_corners)
 
 
+def _join(tensors: list[Tensor]) -> Tensor:
+    return torch.cat(tensors, 1) if len(tensors) > 1 else tensors[0]  # of one it is a copy
+
+
 # ---- tiles ----
 
 
@@ -114,8 +124,8 @@ class _Span(NamedTuple):
     last: int
 
 
-def _spans(length: int, size: int, tile: int, halo: int, align_corners: bool) -> list[_Span]:
-    """Tiles of an axis that is resized from ``length`` to ``size``, then read ``halo`` around."""
+def _spans(length: int, size: int, tile: int, kernel: int, align_corners: bool) -> list[_Span]:
+    """Tiles of an axis that is resized from ``length`` to ``size``, where a kernel reads it."""
 
     def source(place: int) -> float:
         place = min(max(place, 0), size - 1)
@@ -123,7 +133,7 @@ def _spans(length: int, size: int, tile: int, halo: int, align_corners: bool) ->
             return place * (length - 1) / max(1, size - 1)
         return (place + 0.5) * length / size - 0.5
 
-    spans = []
+    spans, halo = [], kernel // 2
     for start in range(0, size, tile):
         stop = min(size, start + tile)
         # torch computes places in single precision, and may fall on the other side of an integer.
@@ -133,20 +143,24 @@ def _spans(length: int, size: int, tile: int, halo: int, align_corners: bool) ->
     return spans
 
 
-def _tile(x: Tensor) -> int:
-    return CPU_TILE if x.device.type in ('cpu', 'meta') else TILE
+def _spans_of(
+    x: Tensor, size: tuple[int, ...], kernel: int, align_corners: bool
+) -> list[list[_Span]]:
+    """The tiles of a map's rows, and those of its columns."""
+    tile = CPU_TILE if x.device.type in ('cpu', 'meta') else TILE
+    return [
+        _spans(length, total, side, kernel, align_corners)
+        for length, total, side in zip(x.shape[2:], size, tile)
+    ]
 
 
 def _pays(x: Tensor, size: tuple[int, ...], conv: nn.Conv2d, align_corners: bool) -> bool:
     """Whether the rearranged form of one map takes fewer multiply-adds."""
-    kernel, channels = conv.kernel_size[0], x.shape[1]
-    (h, w), (height, width) = x.shape[2:], size
+    kernel, channels, (h, w) = conv.kernel_size[0], x.shape[1], x.shape[2:]
+    height, width = size
     if h > height or w > width or (h, w) == size:
         return False
-    rows, columns = (
-        _spans(length, total, _tile(x), kernel // 2, align_corners)
-        for length, total in ((h, height), (w, width))
-    )
+    rows, columns = _spans_of(x, size, kernel, align_corners)
     # For each output channel: products, then interpolation along the height, then the width.
     count = 0
     for start, stop, first, last in rows:
@@ -175,16 +189,14 @@ class _Small:
         )
         self.rows = rows.unbind()  # k of (H, h)
         self.columns = columns.permute(2, 0, 1).flatten(0, 1)  # (w * k, W)
-        self.row_spans, self.column_spans = (
-            _spans(length, total, _tile(x), self.kernel // 2, align_corners)
-            for length, total in zip(x.shape[2:], size)
-        )
+        self.row_spans, self.column_spans = _spans_of(x, size, self.kernel, align_corners)
 
     def strip(self, span: _Span) -> Tensor:
         """The taps' products, interpolated to rows of the output: (N * rows, w * k, C_out)."""
         start, stop, first, last = span
         x = self.x[:, first:last]
-        pixels, strip = x.flatten(0, 2), None
+        pixels = x.flatten(0, 2)
+        strip: Any = None
         for taps, rows in zip(self.taps, self.rows):
             products = F.linear(pixels, taps).view(len(x), last - first, -1)
             part = rows[start:stop, first:last].expand(len(x), -1, -1)
@@ -206,37 +218,33 @@ def _shifted(length: int, size: int, kernel: int, align_corners: bool, like: Ten
 
 
 def _add(out: Tensor | None, maps: Sequence[_Small], size: tuple[int, ...]) -> Tensor:
-    """``out`` (N, C_out, H, W; None: zeros) and the convolutions of all ``maps``.
-
-    Without gradients each tile is added in place, as fresh memory for a map of this size costs as
-    much time as computing it.
-    """
-    in_place = not torch.is_grad_enabled()
-    if in_place and out is None:
+    """``out`` (N, C_out, H, W; None: zeros) and the convolutions of all ``maps``."""
+    row_spans = list(zip(*(small.row_spans for small in maps)))
+    if torch.is_grad_enabled():
+        strips = [torch.cat([tile for _, tile in _tiles(maps, spans)], 3) for spans in row_spans]
+        total = torch.cat(strips, 1).transpose(1, 2)
+        return total.contiguous() if out is None else out.add_(total)
+    # In place: a map of this size in fresh memory costs as much time as a level's interpolation.
+    if out is None:
         out = maps[0].x.new_zeros(len(maps[0].x), maps[0].channels, *size)
-    strips = []
-    for row_spans in zip(*(small.row_spans for small in maps)):
-        tiles = []
-        for columns, tile in _tiles(maps, row_spans):
-            if in_place:
-                out[:, :, row_spans[0].start : row_spans[0].stop, columns] += tile.transpose(1, 2)
-            else:
-                tiles.append(tile)
-        strips.append(torch.cat(tiles, 3) if tiles else None)
-    if in_place:
-        return out
-    total = torch.cat(strips, 1).transpose(1, 2)
-    return total.contiguous() if out is None else out.add_(total)
+    for spans in row_spans:
+        rows = out[:, :, spans[0].start : spans[0].stop]
+        for columns, tile in _tiles(maps, spans):
+            rows[..., columns] += tile.transpose(1, 2)
+    return out
 
 
 def _tiles(maps: Sequence[_Small], row_spans: Sequence[_Span]) -> Iterator[tuple[slice, Tensor]]:
     """The tiles of a strip of rows: their columns, and their sums (N, rows, C_out, columns)."""
     strips = [small.strip(span) for small, span in zip(maps, row_spans)]
     for spans in zip(*(small.column_spans for small in maps)):
-        tile = None
+        products = []
         for small, strip, (start, stop, first, last) in zip(maps, strips, spans):
             part = slice(small.kernel * first, small.kernel * last)
-            taps = strip[:, part].transpose(1, 2)
             matrix = small.columns[part, start:stop].expand(len(strip), -1, -1)
-            tile = torch.bmm(taps, matrix) if tile is None else tile.baddbmm_(taps, matrix)
-        yield slice(start, stop), tile.unflatten(0, (len(maps[0].x), -1))
+            products.append((strip[:, part].transpose(1, 2), matrix))
+        tile = torch.bmm(*products[0])
+        for product in products[1:]:
+            tile.baddbmm_(*product)
+        rows = row_spans[0].stop - row_spans[0].start
+        yield slice(spans[0].start, spans[0].stop), tile.unflatten(0, (-1, rows))
