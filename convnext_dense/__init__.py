@@ -11,6 +11,7 @@ try:
     from .folding import fuse
     from .inference import inferencer
     from .layer_decay import LayerDecayOptimWrapperConstructor, layer_id, lr_scale
+    from .rearranging import rearrange
     from .swap import swap_backbone
     from .weights import PRESETS, LoadReport, load_weights
 except Exception as error:  # torch or MMEngine is missing or broken: `convnext-dense doctor` runs
@@ -48,5 +49,6 @@ __all__ = [
     'load_weights',
     'lr_scale',
     'plain_operators',
+    'rearrange',
     'swap_backbone',
 ]

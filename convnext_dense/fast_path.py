@@ -50,6 +50,11 @@ def plain_operators() -> Iterator[None]:
         _switched_off.reset(token)
 
 
+def is_plain() -> bool:
+    """Whether ``plain_operators`` is active. Compilers cannot ask: they have to be asked first."""
+    return _switched_off.get()
+
+
 # ---- when it takes over ----
 
 
@@ -66,7 +71,7 @@ def takes_over(x: Tensor, module: nn.Module, layers: Mapping | None = None) -> b
     - ``plain_operators`` is not active.
     """
     return (
-        not (_is_compiling() or torch.jit.is_tracing() or _is_observed() or _switched_off.get())
+        not (is_compiling() or torch.jit.is_tracing() or _is_observed() or is_plain())
         and type(x) is Tensor
         and x.device.type == 'cpu'
         and not _is_small(x, module)
@@ -88,7 +93,7 @@ def _has_gradient(x: Tensor, module: nn.Module) -> bool:
 
 
 # torch 2.1 has only the private function.
-_is_compiling: Callable[[], bool] = getattr(
+is_compiling: Callable[[], bool] = getattr(
     torch.compiler, 'is_compiling', getattr(torch._utils, 'is_compiling', lambda: True)
 )
 # Private: dispatch modes (FLOP counters, fake tensors) and torch.func's transforms.

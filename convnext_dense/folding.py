@@ -1,22 +1,26 @@
 """A model for inference: what is affine in ConvNeXt's blocks, folded into the linear layers."""
 
 import copy
+import sys
 
 import torch
+from mmengine.logging import print_log
 from torch import nn
 
 from .backbone import ConvNeXt
 from .errors import ConfigError
 from .layers import LAYER_TYPES, Block, GlobalResponseNorm, altered_layer
+from .rearranging import rearrange
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """A copy of a backbone, or of a detector or segmentor with one in it, for inference.
 
     In each block LayerNorm's weight and bias go into the first linear layer, the layer scale (V2:
-    GRN's beta) into the second: exact but for rounding, which is done once. So fuse first and then
-    choose a precision (``fuse(model).bfloat16()``). The backbone is frozen. Its state is saved and
-    loaded as any is, between fused models.
+    GRN's beta) into the second; in necks and heads batch norms go into convolutions. That is exact
+    but for rounding, which is done once. So fuse first and then choose a precision
+    (``fuse(model).bfloat16()``). Heads are rearranged as ``rearrange`` does it. What is folded is
+    frozen. The state is saved and loaded as any is, between fused models.
 
     Raises:
         ConfigError: the model has no block of ConvNeXt, or all are fused already, or a block has
@@ -47,7 +51,14 @@ def fuse(model: nn.Module) -> nn.Module:
     for backbone in model.modules():
         if isinstance(backbone, ConvNeXt):
             backbone.requires_grad_(False)
-    return model.eval()
+    report = rearrange(model.eval())
+    if report.left_alone:
+        print_log(f'fuse: {report}', logger='current')
+    if 'mmcv.cnn' in sys.modules:
+        from .folded_norms import fold_norms
+
+        fold_norms(model)
+    return model
 
 
 class FusedBlock(Block):

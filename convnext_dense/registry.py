@@ -5,15 +5,26 @@ below are imported on the first look-up. So ``type='convnext_dense.ConvNeXt'`` r
 registry with no ``custom_imports``.
 """
 
+from importlib import import_module
+
 from mmengine import registry as root
 
 
-def _child(name: str, parent: root.Registry, module: str) -> root.Registry:
+class _Models(root.Registry):
+    def get(self, key: str) -> type | None:
+        if key.rpartition('.')[2] == 'UPerHead':  # it needs mmseg, which is not always there
+            import_module('convnext_dense.heads')
+        return super().get(key)
+
+
+def _child(
+    name: str, parent: root.Registry, module: str, kind: type[root.Registry] = root.Registry
+) -> root.Registry:
     scope = 'convnext_dense'
-    return root.Registry(name, parent=parent, scope=scope, locations=[f'{scope}.{module}'])
+    return kind(name, parent=parent, scope=scope, locations=[f'{scope}.{module}'])
 
 
-MODELS = _child('model', root.MODELS, 'backbone')
+MODELS = _child('model', root.MODELS, 'backbone', _Models)
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'layer_decay'
 )

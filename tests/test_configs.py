@@ -232,6 +232,7 @@ DETECTOR = BACKBONE | {
 }
 SEGMENTOR = BACKBONE | {
     'model.pretrained',
+    'model.decode_head.type',  # computes the same
     'param_scheduler.0.end',
     'optim_wrapper.loss_scale',  # dynamic, which is the wrapper's default
     'param_scheduler.1.begin',

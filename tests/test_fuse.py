@@ -5,12 +5,15 @@ import io
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmseg.models import decode_heads
 from pytest import mark, raises
 
 from conftest import DEMO, randomise
 from convnext_dense import ConfigError, ConvNeXt, fast_path, fuse
+from convnext_dense.heads import UPerHead
 from convnext_dense.inference.building import build
 
 
@@ -72,6 +75,56 @@ def test_whole_models_predict_the_same(task):
         fused.train()
 
 
+def upernet():
+    cfg = Config.fromfile(DEMO['ade'])
+    init_default_scope(cfg.default_scope)
+    model = randomise(build(cfg.model, 'cpu'))
+    for name, statistic in model.named_buffers():
+        if 'running' in name:
+            statistic.uniform_(0.5, 1.5)
+    return model
+
+
+def test_norms_of_heads_are_folded_exactly():
+    model, image = upernet().double(), torch.randn(1, 3, 128, 160, dtype=torch.float64)
+    kinds = [type(module) for module in fuse(model).decode_head.modules()]
+    assert torch.nn.BatchNorm2d not in kinds and torch.nn.SyncBatchNorm not in kinds
+    with torch.no_grad():
+        expected = model(image)
+        assert (fuse(model)(image) - expected).norm() < 1e-12 * expected.norm()
+        assert torch.equal(model(image), expected)  # the model itself is as it was
+
+
+def test_heads_of_mmseg_are_rearranged():
+    model = upernet()
+    model.decode_head.__class__ = decode_heads.UPerHead
+    assert type(fuse(model).decode_head) is UPerHead
+    assert type(model.decode_head) is decode_heads.UPerHead
+
+
+def test_norms_with_hooks_are_left_alone():
+    model, image, seen = upernet(), torch.randn(1, 3, 128, 160), []
+    model.decode_head.fpn_bottleneck.norm.register_forward_hook(lambda *_: seen.append('norm'))
+    fused = fuse(model)
+    with torch.no_grad():
+        expected = model(image)
+        assert torch.allclose(fused(image), expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
+    assert seen == ['norm', 'norm']
+
+
+def test_a_convolution_with_several_norms_is_folded_for_each():
+    """RetinaNet's head with separate norms shares convolutions between levels."""
+    model = torch.nn.Module()
+    model.backbone = ConvNeXt('atto')
+    model.head = torch.nn.ModuleList(ConvModule(8, 8, 3, norm_cfg=dict(type='BN')) for _ in '12')
+    model.head[1].conv = model.head[0].conv
+    for module in model.head:
+        torch.nn.init.uniform_(module.norm.weight, 0.5, 1.5)
+    fused, x = fuse(model), torch.randn(1, 8, 6, 6)
+    for a, b in zip(model.eval().head, fused.head):
+        assert torch.allclose(a(x), b(x), atol=1e-5)
+
+
 def test_gradient_of_the_image_is_the_models():
     net = randomise(ConvNeXt('v2_atto'))
     image, grads = torch.randn(1, 3, 64, 64), []
@@ -109,6 +162,11 @@ def test_what_it_refuses():
     for strict in (True, False):  # MMEngine loads with strict=False
         with raises(ConfigError, match='stages.0.0 are not folded'):
             fused.load_state_dict(net.state_dict(), strict=strict)
+        model = upernet()
+        with raises(ConfigError, match='decode_head.fpn_bottleneck are not folded'):
+            fuse(model).load_state_dict(
+                {k: v for k, v in model.state_dict().items() if 'fpn_bottleneck' in k}, strict
+            )
     net.stages[2][1].pwconv1.register_forward_hook(lambda *_: None)
     with raises(ConfigError, match='pwconv1 of a block has been replaced or has hooks'):
         fuse(net)

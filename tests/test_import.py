@@ -33,6 +33,9 @@ net = MODELS.build(dict(type='convnext_dense.ConvNeXt', arch='atto'))
 assert net.out_channels == (40, 80, 160, 320)
 assert OPTIM_WRAPPER_CONSTRUCTORS.get('convnext_dense.LayerDecayOptimWrapperConstructor')
 assert HOOKS.get('convnext_dense.CheckpointHook')
+import sys
+assert 'convnext_dense.heads' not in sys.modules  # what needs no head needs no mmseg
+assert MODELS.get('convnext_dense.UPerHead').__module__ == 'convnext_dense.heads'
 """)
 
 

@@ -4,6 +4,9 @@ part.
     convnext-dense flops mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco --size 800 1280
     convnext-dense flops my_configs/*.py
 
+The first figure is the published one. Where convnext_dense.rearrange makes heads compute the same
+with fewer, the second one is theirs.
+
 Needs no weights, no data and hardly any memory, whatever the size of the model.
 """
 
@@ -36,16 +39,22 @@ def main(argv=None):
             cfg = read_config(config)
             height, width = args.size or usual_size(cfg)
             costs = count(cfg, (height, width))
+            rearranged = count(cfg, (height, width), is_rearranged=True)
         except ConfigError as error:
             print(f'{config}: {error}', file=sys.stderr)
             failed = True
             continue
+        names, columns = ['part', 'parameters, M', 'FLOPs, G'], [costs]
+        if rearranged != costs:
+            names, columns = [*names, 'rearranged, G'], [costs, rearranged]
+        columns = [{**column, 'all': total(column.values())} for column in columns]
         rows = [
-            (name, f'{cost.parameters / 1e6:.2f}', f'{cost.macs / 1e9:.2f}' if cost.macs else '-')
-            for name, cost in {**costs, 'all': total(costs.values())}.items()
+            (name, f'{cost.parameters / 1e6:.2f}')
+            + tuple(f'{c[name].macs / 1e9:.2f}' if c[name].macs else '-' for c in columns)
+            for name, cost in columns[0].items()
         ]
         title = f'{Path(config).stem}, {height} x {width}'
-        console().print(table(('part', 'parameters, M', 'FLOPs, G'), rows, title))
+        console().print(table(names, rows, title))
         if 'rpn_head' in costs and costs['rpn_head'].macs:
             print(f'{BOXES} boxes through each box head, {MASKS} through each mask head')
         if not all(cost.macs for cost in costs.values()):

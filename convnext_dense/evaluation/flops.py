@@ -2,18 +2,20 @@
 
 import itertools
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError
 from ..fast_path import plain_operators
 from ..inference.building import build
+from ..rearranging import rearrange
 
 # Through each box head and each mask head, as in the published figures of two-stage detectors.
 BOXES, MASKS = 1000, 100
@@ -32,7 +34,7 @@ class Counter(FlopCounterMode):
     """torch's counter of convolutions and matrix products, and what mmcv's counter adds to them."""
 
     def __init__(self):
-        super().__init__(display=False)
+        super().__init__(display=False, custom_mapping={torch.ops.aten.baddbmm_: _baddbmm})
         self.elementwise = 0
 
     def add_elementwise(self, module, inputs, output):
@@ -42,6 +44,11 @@ class Counter(FlopCounterMode):
 
     def macs(self) -> int:
         return self.get_total_flops() // 2 + self.elementwise
+
+
+def _baddbmm(total, left, right, **_) -> int:
+    """Shapes -> operations. torch has this only for the operator that is not in place."""
+    return 2 * left[0] * left[1] * left[2] * right[2]
 
 
 def usual_size(cfg: Config) -> tuple[int, int]:
@@ -57,8 +64,11 @@ def total(costs: Iterable[Cost]) -> Cost:
     return Cost(sum(parameters), sum(macs))
 
 
-def count(cfg: Config, size: tuple[int, int]) -> dict[str, Cost]:
+def count(cfg: Config, size: tuple[int, int], is_rearranged: bool = False) -> dict[str, Cost]:
     """Build the model of ``cfg`` and count one image of ``size`` (height, width) at test time.
+
+    Counted is the form that is published; with ``is_rearranged`` what is computed by a model that
+    ``convnext_dense.rearrange`` has changed, interpolation included.
 
     Two-stage detectors are counted with 1000 boxes through each box head and 100 through each mask
     head, as the Swin and ConvNeXt papers' figures are. Counted are convolutions, matrix products
@@ -79,7 +89,10 @@ def count(cfg: Config, size: tuple[int, int]) -> dict[str, Cost]:
     for device, mode in itertools.product(('meta', 'cpu'), ('tensor', 'predict')):
         try:
             model = build(cfg.model, device).requires_grad_(False)
-            return _count(model, torch.zeros(1, 3, *size, device=device), mode)
+            if is_rearranged:
+                rearrange(model)
+            with nullcontext() if is_rearranged else plain_operators():
+                return _count(model, torch.zeros(1, 3, *size, device=device), mode)
         except Exception as error:
             reason = error
     line = (str(reason).splitlines() or [''])[0][:300]
@@ -97,9 +110,9 @@ def _count(model: Any, image: torch.Tensor, mode: str) -> dict[str, Cost]:
         else:
             parts[name] = child
     macs, counter = dict.fromkeys(parts, 0), Counter()
-    with torch.no_grad(), plain_operators(), ExitStack() as watches, counter:
-        for module in model.modules():
-            watches.callback(module.register_forward_hook(counter.add_elementwise).remove)
+    with torch.no_grad(), ExitStack() as watches, counter:
+        # Not hooks of the modules: what has hooks is not rearranged.
+        watches.callback(register_module_forward_hook(counter.add_elementwise).remove)
         for name, part in parts.items():
             for module in _listed(part):
                 _watch(module, name, macs, counter, watches)

@@ -16,7 +16,7 @@ model = dict(
         type='convnext_dense.ConvNeXt', out_indices=(0, 1, 2, 3), layer_scale_init_value=1.0
     ),
     decode_head=dict(
-        type='UPerHead',
+        type='convnext_dense.UPerHead',
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,

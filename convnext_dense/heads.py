@@ -1,0 +1,197 @@
+"""mmseg's heads with their convolutions over resized maps rearranged. It imports mmseg.
+
+Each computes what its base class does, from the same parameters; ``resized_convolution.py`` tells
+why. Configs name ``convnext_dense.UPerHead``; ``rearrange`` puts all into a model that exists.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmseg.models import decode_heads as mmseg_heads
+from mmseg.models.utils import Upsample, resize
+from torch import Tensor, nn
+
+from .layers import is_watched
+from .registry import MODELS
+from .resized_convolution import convolve_resized, is_plain
+
+Maps = Sequence[Tensor]  # (N, C_i, H_i, W_i)
+
+
+class _Rearranged:
+    """What the heads share."""
+
+    align_corners: bool
+
+    def resized_convolutions(self) -> list[nn.Module]:
+        """The ``ConvModule`` that read resized maps."""
+        raise NotImplementedError
+
+    def _convolve(self, conv: nn.Module, maps: Maps, like: Tensor) -> Tensor:
+        """``conv`` over the concatenation of ``maps``, each resized to the size of ``like``."""
+        return convolve_resized(conv, maps, like.shape[2:], self.align_corners)
+
+    def _resize(self, x: Tensor, like: Tensor) -> Tensor:
+        size = like.shape[2:]
+        return resize(x, size=size, mode='bilinear', align_corners=self.align_corners)
+
+
+class _PyramidPooling(_Rearranged):
+    """A convolution over a map and its pooled maps, as in PSPNet and UperNet."""
+
+    bottleneck: nn.Module
+    psp_modules: nn.ModuleList
+
+    def resized_convolutions(self) -> list[nn.Module]:
+        return [self.bottleneck]
+
+    def _pool(self, x: Tensor) -> Tensor:
+        pyramid = self.psp_modules
+        # The pyramid's own forward also resizes, which only its hooks need.
+        pooled = pyramid(x) if is_watched(pyramid) else [module(x) for module in pyramid]
+        return self._convolve(self.bottleneck, [x, *pooled], x)
+
+
+@MODELS.register_module()
+class UPerHead(_PyramidPooling, mmseg_heads.UPerHead):
+    """mmseg's UPerHead (arXiv 1807.10221). Arguments, parameters and results are mmseg's."""
+
+    def resized_convolutions(self) -> list[nn.Module]:
+        return [self.bottleneck, self.fpn_bottleneck]
+
+    def psp_forward(self, inputs: Maps) -> Tensor:
+        return super().psp_forward(inputs) if is_plain() else self._pool(inputs[-1])
+
+    def _forward_feature(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super()._forward_feature(inputs)
+        inputs = self._transform_inputs(inputs)
+        maps = [conv(x) for conv, x in zip(self.lateral_convs, inputs)]
+        maps.append(self.psp_forward(inputs))
+        for i in range(len(maps) - 1, 0, -1):
+            # In place: nothing else needs the resized map, and fresh memory costs time.
+            maps[i - 1] = self._resize(maps[i], maps[i - 1]).add_(maps[i - 1])
+        maps = [conv(x) for conv, x in zip(self.fpn_convs, maps)] + maps[-1:]
+        return self._convolve(self.fpn_bottleneck, maps, maps[0])
+
+
+class PSPHead(_PyramidPooling, mmseg_heads.PSPHead):
+    """mmseg's PSPHead (arXiv 1612.01105)."""
+
+    def _forward_feature(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super()._forward_feature(inputs)
+        return self._pool(self._transform_inputs(inputs))
+
+
+class ASPPHead(_Rearranged, mmseg_heads.ASPPHead):
+    """mmseg's ASPPHead (DeepLabV3, arXiv 1706.05587)."""
+
+    def resized_convolutions(self) -> list[nn.Module]:
+        return [self.bottleneck]
+
+    def _forward_feature(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super()._forward_feature(inputs)
+        x = self._transform_inputs(inputs)
+        return self._convolve(self.bottleneck, [self.image_pool(x), *self.aspp_modules(x)], x)
+
+
+class DepthwiseSeparableASPPHead(ASPPHead, mmseg_heads.DepthwiseSeparableASPPHead):
+    """mmseg's DepthwiseSeparableASPPHead (DeepLabV3+, arXiv 1802.02611).
+
+    Its decoder begins with a depthwise convolution, in which there is no product to move.
+    """
+
+    def forward(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super().forward(inputs)
+        x = self._forward_feature(inputs)
+        if self.c1_bottleneck is not None:
+            fine = self.c1_bottleneck(inputs[0])
+            x = torch.cat([self._resize(x, fine), fine], 1)
+        return self.cls_seg(self.sep_bottleneck(x))
+
+
+class FCNHead(_Rearranged, mmseg_heads.FCNHead):
+    """mmseg's FCNHead (arXiv 1411.4038), whose input may be ``resize_concat``."""
+
+    def resized_convolutions(self) -> list[nn.Module]:
+        if self.input_transform != 'resize_concat' or not self.num_convs or is_watched(self.convs):
+            return []
+        return [self.convs[0], *([self.conv_cat] if self.concat_input else [])]
+
+    def _forward_feature(self, inputs: Maps) -> Tensor:
+        if is_plain() or not self.resized_convolutions():
+            return super()._forward_feature(inputs)
+        maps = [inputs[i] for i in self.in_index]
+        first, *others = self.convs
+        x = self._convolve(first, maps, maps[0])
+        for conv in others:
+            x = conv(x)
+        return self._convolve(self.conv_cat, [*maps, x], x) if self.concat_input else x
+
+
+class SegformerHead(_Rearranged, mmseg_heads.SegformerHead):
+    """mmseg's SegformerHead (arXiv 2105.15203)."""
+
+    def resized_convolutions(self) -> list[nn.Module]:
+        return [self.fusion_conv] if self.interpolate_mode == 'bilinear' else []
+
+    def forward(self, inputs: Maps) -> Tensor:
+        if is_plain() or not self.resized_convolutions():
+            return super().forward(inputs)
+        maps = [conv(x) for conv, x in zip(self.convs, self._transform_inputs(inputs))]
+        return self.cls_seg(self._convolve(self.fusion_conv, maps, maps[0]))
+
+
+class FPNHead(_Rearranged, mmseg_heads.FPNHead):
+    """mmseg's FPNHead (Semantic FPN, arXiv 1901.02446)."""
+
+    def resized_convolutions(self) -> list[nn.Module]:
+        heads = [[*head] for head in self.scale_heads if not is_watched(head)]
+        return [conv for head in heads for up, conv in zip(head, head[1:]) if _doubles(up)]
+
+    def forward(self, inputs: Maps) -> Tensor:
+        if is_plain():
+            return super().forward(inputs)
+        x, *others = (
+            head(x) if is_watched(head) else self._scale(head, x)
+            for head, x in zip(self.scale_heads, self._transform_inputs(inputs))
+        )
+        for other in others:
+            x = x + self._resize(other, x)
+        return self.cls_seg(x)
+
+    def _scale(self, head: nn.Sequential, x: Tensor) -> Tensor:
+        layers, is_doubled = list(head), False
+        for layer in layers:
+            if _doubles(layer) and layer is not layers[-1]:
+                is_doubled = True
+            elif is_doubled:
+                size = [2 * side for side in x.shape[2:]]
+                x, is_doubled = convolve_resized(layer, [x], size, self.align_corners), False
+            else:
+                x = layer(x)
+        return x
+
+
+def _doubles(layer: Any) -> bool:
+    """Whether it is the layer that FPNHead has between its convolutions."""
+    return type(layer) is Upsample and layer.scale_factor == 2 and not is_watched(layer)
+
+
+# mmseg's class -> the same, rearranged.
+REARRANGED: dict[type[nn.Module], type[_Rearranged]] = {
+    getattr(mmseg_heads, head.__name__): head
+    for head in (
+        UPerHead,
+        PSPHead,
+        ASPPHead,
+        DepthwiseSeparableASPPHead,
+        FCNHead,
+        SegformerHead,
+        FPNHead,
+    )
+}

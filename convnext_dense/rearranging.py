@@ -1,0 +1,56 @@
+"""rearrange(): mmseg's heads in a model compute the same with fewer multiply-adds."""
+
+import sys
+from typing import NamedTuple
+
+from torch import nn
+
+from .layers import is_watched
+
+
+class Rearranged(NamedTuple):
+    """What ``rearrange`` did, by the names of modules in the model."""
+
+    heads: list[str]  # they are rearranged
+    left_alone: dict[str, str]  # they, or a convolution in them, are not: name -> why
+
+    def __str__(self) -> str:
+        lines = [f'rearranged: {", ".join(self.heads) or "nothing"}']
+        return '\n'.join(lines + [f'left alone: {n} {why}' for n, why in self.left_alone.items()])
+
+
+def rearrange(model: nn.Module) -> Rearranged:
+    """Let mmseg's heads in ``model``, trained or to be trained, compute the same with less.
+
+    Where a convolution reads maps that have just been upsampled, it is computed before that, and
+    only its result is upsampled. That is exact but for rounding, in training as well. Heads that
+    gain: UPerHead, PSPHead, ASPPHead, DepthwiseSeparableASPPHead, SegformerHead, FPNHead and,
+    with ``resize_concat``, FCNHead, alone or in others such as K-Net's. Parameters, their names,
+    losses and optimisers stay: only the class of a head changes, to one that is derived from it.
+
+    Left alone are other classes, derived ones too, and what has hooks or has been replaced.
+    """
+    report = Rearranged([], {})
+    # A model that has such a head has imported mmseg; others need not have it.
+    if 'mmseg.models.decode_heads' not in sys.modules:
+        return report
+    from .heads import REARRANGED
+    from .resized_convolution import why_plain
+
+    names = {module: name for name, module in model.named_modules()}
+    for head, name in names.items():
+        base = next((kind for kind in type(head).__mro__ if kind in REARRANGED), None)
+        if base is None:
+            continue
+        convolutions = REARRANGED[base].resized_convolutions(head)
+        reasons = {names[conv]: why_plain(conv) for conv in convolutions}
+        left_alone = {conv: why for conv, why in reasons.items() if why}
+        if is_watched(head):
+            left_alone = {name: 'has hooks, is compiled or has another forward'}
+        elif type(head) not in (base, REARRANGED[base]):
+            left_alone = {name: f"is a {type(head).__name__}, not mmseg's {base.__name__}"}
+        elif len(left_alone) < len(convolutions):
+            head.__class__ = REARRANGED[base]
+            report.heads.append(name)
+        report.left_alone.update(left_alone if convolutions else {})
+    return report
