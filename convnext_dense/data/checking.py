@@ -6,6 +6,8 @@ COCO's format (mmdet's CocoDataset) and label maps (mmseg's BaseSegDataset). Oth
 checked.
 """
 
+import contextlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -109,9 +111,14 @@ def quick_problems(
                 notes.append(f'the {split} data ({source}) are not checked: {kind}')
             if kind == COCO:
                 problems += evaluator_problems(cfg, split, leaf)
+                problems += _evaluated_images(cfg, split, leaf)
             if model is not None:
                 problems += head_problems(model, split, leaf)
     problems += _differences(splits)
+    every = [leaf for dataset in splits.values() for leaf in leaves(dataset)]
+    orders = list(_different_orders(every))
+    if orders:  # the advice on one file's order would contradict that on the other's
+        problems = orders + [problem for problem in problems if problem.kind != 'class names']
     return list(dict.fromkeys(problems)), notes
 
 
@@ -153,12 +160,49 @@ def _differences(splits: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem('class names', source_of(leaf), detail)
 
 
+def _different_orders(data: Iterable) -> Iterator[Problem]:
+    """Annotation files that have the same classes in another order than the first.
+
+    Args:
+        data: data sets that read files.
+    """
+    orders: dict[str, tuple[str, ...]] = {}
+    for leaf in data:
+        path, classes = source_of(leaf), classes_of(leaf)
+        if kind_of(leaf) == COCO and path not in orders:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # told elsewhere
+                taken = coco.order(coco.categories(path), classes)
+                if sorted(taken) == sorted(classes):
+                    orders[path] = taken
+    first = next(iter(orders), '')
+    for path, taken in orders.items():
+        if taken != orders[first]:
+            detail = f'its order is {taken!r}, and that of {first} is {orders[first]!r}'
+            yield Problem('order of categories', path, detail)
+
+
 def evaluator_problems(cfg: Config, split: str, leaf) -> Iterator[Problem]:
     """Of the annotation files that evaluators read, where they are not the data set's."""
     for evaluator in evaluators(cfg, split):
         path = str(evaluator.ann_file)
         if '://' not in path and Path(path) != Path(leaf.ann_file):
             yield from _of_categories(path, classes_of(leaf))
+
+
+def _evaluated_images(cfg: Config, split: str, leaf) -> Iterator[Problem]:
+    """Evaluators whose annotation file lacks images of the data set, as far as it is small."""
+    for evaluator in evaluators(cfg, split):
+        path = str(evaluator.ann_file)
+        is_read = '://' not in path and Path(path) != Path(leaf.ann_file) and Path(path).is_file()
+        if not is_read or os.path.getsize(path) > SMALL:
+            continue
+        try:
+            listed = {image.get('id') for image in json.loads(Path(path).read_bytes())['images']}
+        except (ValueError, KeyError, AttributeError):
+            continue  # a problem of the file
+        if any(info.get('img_id') not in listed for info in _some(leaf)):
+            detail = f'it lacks images of {leaf.ann_file}, which the {split} data set reads'
+            yield Problem('other images', path, detail)
 
 
 def head_problems(model: nn.Module, split: str, leaf) -> Iterator[Problem]:
@@ -177,7 +221,9 @@ def head_problems(model: nn.Module, split: str, leaf) -> Iterator[Problem]:
         is_other = bases & OTHER_HEADS or any(part in name for part in OTHER_PARTS)
         if isinstance(count, int) and count != len(classes) and not is_other:
             detail = f'it predicts {count} classes, the {split} data have {_few(classes)}'
-            yield Problem('number of classes', f'{name} ({type(module).__name__})', detail)
+            yield Problem(
+                'number of classes', f'{name or "model"} ({type(module).__name__})', detail
+            )
 
 
 def _few(names: tuple[str, ...]) -> str:
@@ -273,6 +319,12 @@ def check_all(cfg: Config, jobs: int, ignored: set[int]) -> list[Report]:
                 problems += evaluator_problems(cfg, split, leaf)
         files[splits] = files.get(splits, set()) | set(paths)
         reports.append(Report(splits, source, kind, len(paths), classes, problems))
+    orders = {
+        problem.file: problem for problem in _different_orders(leaf for _, leaf in data_sets(cfg))
+    }
+    for report in reports if orders else []:
+        kept = [problem for problem in report.problems if problem.kind != 'class names']
+        report.problems[:] = kept + [orders[file] for file in [report.source] if file in orders]
     trained = set().union(*(paths for name, paths in files.items() if 'train' in name))
     for report in reports:
         if 'train' not in report.split:

@@ -81,7 +81,7 @@ def class_problems(path: str, listed: Sequence[dict], classes: Sequence[str]) ->
             hint = f'; there is {near[0]!r}' if near else ''
             detail = f'no category has the name {name!r}, a class of the config{hint}'
             yield Problem('class names', path, detail)
-    taken = tuple(name for name in names if name in classes)
+    taken = order(listed, classes)
     if sorted(taken) == sorted(classes) and taken != tuple(classes):
         first = next(i for i, pair in enumerate(zip(taken, classes)) if pair[0] != pair[1])
         detail = (
@@ -89,6 +89,12 @@ def class_problems(path: str, listed: Sequence[dict], classes: Sequence[str]) ->
             f'classes = {taken!r}'
         )
         yield Problem('class names', path, detail)
+
+
+def order(listed: Sequence[dict], classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a config in the order in which mmdet numbers a file's categories."""
+    named = [category for category in listed if isinstance(category, dict) and 'name' in category]
+    return tuple(str(category['name']) for category in named if str(category['name']) in classes)
 
 
 def read(path: str, classes: Sequence[str], with_mask: bool, folder: str | Path) -> Contents:

@@ -12,15 +12,19 @@ SHOWN = 5  # of each kind, in a message
 REFUSED = {
     'class names': 'name the classes in the config as they stand in the annotation file, in the '
     "file's order: mmdet numbers them so, whatever order the config has",
+    'order of categories': 'bring the categories of one file into the order of the other, and keep '
+    'their ids: mmdet numbers the classes in the order of each file, so no order in the config '
+    'fits both',
     'number of classes': "set num_classes of these heads to the number of the data's classes, or "
     'the classes (metainfo) to those that the heads were made for',
+    'other images': 'let the evaluator (ann_file) and the data set read the same annotation file',
     'missing file': 'put the file there, or take its entry out of the list',
     'no images': 'name a file or folder that has some; of images without objects none is left for '
     'training, unless filter_empty_gt=False',
     'unreadable file': 'replace the file, or take its entry out of the list',
-    'sizes differ': 'annotate the image as it lies on the disk. Where its EXIF data turn it: save '
-    "it turned and without them, or read it as it is with color_type='color_ignore_orientation' "
-    'in LoadImageFromFile',
+    'sizes differ': 'replace the file, or mend the size that the other states. An image that its '
+    'EXIF data turn (a photograph of a phone) is read as one sees it: annotate it so, or read it '
+    "as it is stored, with color_type='color_ignore_orientation' in LoadImageFromFile",
     'missing key': "COCO's format has it in every entry: add it",
     'wrong value': 'mend or remove the annotation',
     'no segmentation': 'add it, or train without masks: with_mask=False in LoadAnnotations, and a '

@@ -6,6 +6,7 @@ strides that heads were told with those of the maps that they read; and what is 
 was trained before.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,12 +188,18 @@ class Observed:
         def look(module, args, kwargs):
             for value in (*args, *kwargs.values()):
                 if isinstance(value, (list, tuple)) and all(map(_is_map, value)):
-                    read = [round(self.side / level.shape[-2]) for level in value]
-                    both = min(len(told), len(read))  # an extractor leaves coarse maps out
-                    self.strides[name] = told[:both], read[:both]
+                    sizes = [level.shape[-2] for level in value]
+                    pairs = list(zip(told, sizes))  # an extractor leaves coarse maps out
+                    read = [self._stride(stride, size) for stride, size in pairs]
+                    self.strides[name] = told[: len(pairs)], read
                     return
 
         return look
+
+    def _stride(self, told: int, size: int) -> int:
+        """Of a map of ``size`` rows; ``told`` if an image of this side has as many at that."""
+        rows = math.floor(self.side / told), math.ceil(self.side / told)
+        return told if size in rows else round(self.side / size)
 
 
 def told_strides(module) -> list[int]:

@@ -66,7 +66,8 @@ class FiniteHook(Hook):
             return f'iteration {runner.iter + 1}: the loss of another process is not finite'
         lines = [
             f'iteration {runner.iter + 1}: the loss is {loss.item()}{here}, the largest learning '
-            f'rate {rate:.3g}. The weights were not changed by it',
+            f'rate {rate:.3g} now. This batch has not changed the weights; if earlier ones have '
+            'ruined them, a lower optim_wrapper.optimizer.lr helps',
             cause,
         ]
         lines += [f'  image: {path}' for path in image_paths(self.batch)]
