@@ -15,7 +15,11 @@ from ..runtime.resizing import resize
 
 LABELS_EQUAL, MATCHED = 0.9999, 0.999  # shares of all labels, of all detections
 LOGITS = 1e-3  # largest difference, as a share of the greatest logit
-BOX, SCORE, MASK_IOU = 0.01, 1e-4, 0.99  # of a match: pixels, difference, at least
+# Of a match: pixels; difference of scores; overlap of masks at least.
+BOX, SCORE, MASK_IOU = 0.01, 1e-4, 0.99
+# And of the longer side: decoders of queries multiply rounding, so that a framework that runs in
+# another number of threads differs from itself by more than 0.01 pixels at 517.
+BOX_SHARE = 3e-5
 ODD = (333, 517)  # height and width that no stride divides
 NOTHING = 'a single class', 'no object'  # of segmentors, of detectors
 ADVICE = (
@@ -163,11 +167,13 @@ class Verifier:
         head = getattr(self.model, 'roi_head', None)
         threshold = head.test_cfg.mask_thr_binary if head and head.with_mask else 0.5
         compared = equal = ties = 0
+        box = score = 0.0
         for sample, outputs in zip(expected, found):
             reference, (boxes, scores, labels, *masks) = instances(sample), outputs
             there = scores >= 0
             file = Instances(*(part[there] for part in (boxes, scores, labels, *masks)))
-            unmatched = _unmatched(reference, file, threshold)
+            unmatched, *differences = match(reference, file, threshold, max(sample.img_shape))
+            box, score = max(box, differences[0]), max(score, differences[1])
             if len(reference.scores) == len(scores):  # more were found; the least were left out
                 last = reference.scores.min() + SCORE
                 tied = sum(reference.scores[i] <= last for i in unmatched)
@@ -176,8 +182,8 @@ class Verifier:
                 compared += max(0, len(file.scores) - len(reference.scores))  # found by it alone
             compared += len(reference.scores)
             equal += len(reference.scores) - len(unmatched)
-        note = f'{compared} detections' + f', of these {ties} ties for the last places' * bool(ties)
-        return compared, equal, note
+        note = f'{compared} detections, boxes to {box:.0e} pixels, scores to {score:.0e}'
+        return compared, equal, note + f'; {ties} ties for the last places' * bool(ties)
 
 
 def _same_labels(expected, found):
@@ -199,20 +205,32 @@ def _same_logits(expected, found):
     return compared, equal if difference < LOGITS * largest else 0, note
 
 
-def _unmatched(reference: Instances, file: Instances, threshold: float) -> list[int]:
-    """The detections of the framework that the file does not find, in order. Each of the file's is
-    a match for one only."""
-    missing, free = [], np.ones(len(file.scores), bool)
+def match(
+    reference: Instances, file: Instances, threshold: float, side: int
+) -> tuple[list[int], float, float]:
+    """Detections of the framework against those of a file, each of which matches one only.
+
+    Args:
+        threshold: of the file's masks.
+        side: of the picture, the longer one.
+
+    Returns:
+        The detections of the framework that the file does not have, in order; and the largest
+        difference of boxes (pixels) and scores among the others.
+    """
+    missing, free, largest = [], np.ones(len(file.scores), bool), [0.0, 0.0]
     for i, (box, score, label) in enumerate(zip(*reference[:3])):
-        near = free & (file.labels == label) & (np.abs(file.scores - score) <= SCORE)
-        near &= np.abs(file.boxes - box).max(1, initial=0) <= BOX
-        for j in np.flatnonzero(near):
+        boxes = np.abs(file.boxes - box).max(1, initial=0)
+        scores = np.abs(file.scores - score)
+        near = free & (file.labels == label) & (scores <= SCORE) & (boxes <= BOX + BOX_SHARE * side)
+        for j in np.flatnonzero(near)[np.argsort(boxes[near])]:
             if reference.masks is None or _same_mask(reference.masks[i], file, j, threshold):
                 free[j] = False
+                largest = [max(largest[0], boxes[j]), max(largest[1], scores[j])]
                 break
         else:
             missing.append(i)
-    return missing
+    return missing, largest[0], largest[1]
 
 
 def _same_mask(mask, file, j, threshold) -> bool:

@@ -38,7 +38,8 @@ def paste(
         (box[0], box[2], width, probabilities.shape[1]),
     ):
         pixels = np.arange(max(int(first) - 1, 0), min(int(np.ceil(last)) + 1, length))
-        cell: np.ndarray = np.full(len(pixels), cells / 2, np.float32)  # of a box of no size: the middle
+        # of a box of no size: the middle
+        cell: np.ndarray = np.full(len(pixels), cells / 2, np.float32)
         if last > first:
             cell[:] = (pixels + np.float32(0.5) - first) / (last - first) * cells
         cell = (cell + np.float32(0.5)).clip(0, cells + 1)  # in the padded mask
