@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from mmdet.models.dense_heads import DeformableDETRHead
 from mmdet.models.detectors import DINO, DeformableDETR
@@ -17,21 +16,6 @@ TRANSFORMER = (
     *('forward_decoder', 'gen_encoder_output_proposals'),
 )
 HEAD = 'predict', 'predict_by_feat', '_predict_by_feat_single', 'forward'
-
-
-class Shapes(list):
-    """Height and width of each level, (levels, 2): mmdet's ``spatial_shapes``, which is a tensor.
-
-    Of a tensor torch knows no sizes. These are numbers that may be symbols.
-    """
-
-    def __getitem__(self, key):
-        if not isinstance(key, tuple):
-            return super().__getitem__(key)
-        column = [pair[key[1]] for pair in self]
-        if key[0] is Ellipsis:  # is computed with
-            return torch.stack([torch.scalar_tensor(side, dtype=torch.int64) for side in column])
-        return np.array(column, object)  # is compared with a size
 
 
 class Deformable(Detector):
@@ -62,8 +46,6 @@ class Deformable(Detector):
         # of the whole batch: without padding all pictures are of one size
         samples = [SimpleNamespace(img_shape=size, batch_input_shape=size)]
         encoder, decoder = model.pre_transformer(maps, samples)
-        shapes = Shapes((level.shape[2], level.shape[3]) for level in maps)
-        encoder['spatial_shapes'] = decoder['spatial_shapes'] = shapes
         encoded = model.forward_encoder(**encoder)
         is_dino = isinstance(model, DINO)
         more = dict(batch_data_samples=samples) if is_dino else {}

@@ -4,13 +4,17 @@ Sizes of an image are symbols then. Some operators turn them into numbers, so th
 at the traced size only, and says nothing of it.
 """
 
+import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.structures import base_data_element
 from torch import Tensor
 
 
@@ -35,14 +39,17 @@ def traceable() -> Iterator[None]:
                 setattr(owner, name, old)
 
 
-def _replacements() -> list[tuple[Any, str, Callable]]:
+def _replacements() -> list[tuple[Any, str, Any]]:
     """Owner, name and what stands there while a model is traced."""
-    replacements: list[tuple[Any, str, Callable]] = [
+    replacements: list[tuple[Any, str, Any]] = [
         (F, 'adaptive_avg_pool2d', adaptive_average_pool),
         (torch, 'linspace', _where_symbolic(torch.linspace, evenly_spaced)),
         (torch, 'as_tensor', _where_symbolic(torch.as_tensor, tensor_of)),
         (torch.Tensor, 'new_tensor', _where_symbolic(torch.Tensor.new_tensor, _new_tensor)),
-        (torch, '_shape_as_tensor', lambda x: tensor_of(list(x.shape))),
+        (torch, '_shape_as_tensor', lambda x: Sizes(x.shape)),
+        (torch, 'cat', _concatenate),
+        # metainfo of data elements: a symbol cannot be copied, and need not be
+        (base_data_element, 'copy', SimpleNamespace(copy=copy.copy, deepcopy=copy.copy)),
     ]
     wrappers = sys.modules.get('mmseg.models.utils.wrappers')
     if wrappers:  # Upsample and resize make numbers of sizes by int()
@@ -93,6 +100,41 @@ def _has_fraction(data) -> bool:
 
 def _new_tensor(self, data, dtype=None, device=None, **_):
     return tensor_of(data, dtype or self.dtype, device or self.device)
+
+
+class Sizes(list):
+    """Numbers in place of a tensor of them: a tensor's sizes, or pairs of height and width.
+
+    Of what is in a tensor torch knows nothing, so no size could be made of it again, as deformable
+    attention does. All that is not here is done with the tensor.
+    """
+
+    def to(self, *_) -> 'Sizes':
+        return self
+
+    def view(self, *shape) -> 'Sizes':
+        assert shape == (-1, 2), shape  # how mmdet's levels are put together
+        return Sizes(list(pair) for pair in zip(self[::2], self[1::2]))
+
+    def __getitem__(self, key):
+        if not isinstance(key, tuple):
+            part = super().__getitem__(key)
+            return Sizes(part) if isinstance(part, list) else part
+        column = [pair[key[1]] for pair in self]
+        # [..., i] is computed with, [:, i] is compared with a size
+        return tensor_of(column) if key[0] is Ellipsis else np.array(column, object)
+
+    def __getattr__(self, name):
+        return getattr(tensor_of(list(self)), name)
+
+
+_cat = torch.cat
+
+
+def _concatenate(tensors, *args, **kwargs):
+    if any(isinstance(part, Sizes) for part in tensors):
+        return Sizes(number for part in tensors for number in part)
+    return _cat(tensors, *args, **kwargs)
 
 
 def evenly_spaced(start, end, steps, *, dtype=None, device=None, **_) -> Tensor:
