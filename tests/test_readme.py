@@ -163,6 +163,7 @@ MISSING = {  # command -> what it says in an empty folder
     'compare': 'no config mine.py|no folder at .*data/(street|mine)',
     'predict': 'no image, folder or video at FOLDER',
     'features': 'no image at street.jpg',
+    'export': 'no config CONFIG',
 }
 
 

@@ -63,7 +63,8 @@ def test_a_strategy_trains_saves_and_resumes_as_the_plain_runner_does(scenes, tm
     """
     weights = tmp_path / 'weights.pth'
     init_default_scope('mmseg')
-    torch.save(build(Config.fromfile(DEMO['ade']).model, 'cpu').state_dict(), weights)
+    model = build(Config.fromfile(DEMO['ade']).model, 'cpu')
+    torch.save(dict(state_dict=model.state_dict()), weights)
     same = {'load_from': weights, 'model.backbone.drop_path_rate': 0}
     same |= {f'model.{head}.dropout_ratio': 0 for head in ('decode_head', 'auxiliary_head')}
     strategy = FLEXIBLE | {'strategy.type': 'SingleDeviceStrategy', 'custom_hooks': None}

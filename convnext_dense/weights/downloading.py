@@ -63,12 +63,17 @@ def fetch(source: str, sha256: str = '') -> Path:
     return path
 
 
-def _check(path: Path, sha256: str) -> None:
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    digits = digest.hexdigest()[: len(sha256)]
+    return digest.hexdigest()
+
+
+def _check(path: Path, sha256: str) -> None:
+    digits = sha256_of(path)[: len(sha256)]
     if digits != sha256:
         raise WeightsError(
             f'{path} is damaged: its SHA-256 starts {digits}, published is {sha256}. '

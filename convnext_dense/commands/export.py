@@ -1,0 +1,63 @@
+"""A trained model as one ONNX file, from the pixels to labels or boxes, which is verified.
+
+    convnext-dense export CONFIG CHECKPOINT -o model.onnx
+    convnext-dense export CONFIG CHECKPOINT -o model.onnx --images FOLDER
+
+Before the file gets its name, onnxruntime runs it against the framework's own prediction on real
+pictures: those of --images, or of the test split. Where sizes cannot be free, they are fixed, and
+that is said; what cannot be exported rightly is refused. docs/export.md describes inputs, outputs
+and what is known. The file runs without torch: python -m convnext_dense.runtime model.onnx FOLDER
+"""
+
+from pathlib import Path
+
+from ..export.writing import export
+from ..printing import console
+from ..training.running import load_config
+from .shared import add_data_arguments, errors_as_messages, make_parser
+
+HELP = dict(
+    out='the file that is written (default: %(default)s)',
+    images='a folder of pictures, or a picture, to verify with (default: the test split)',
+    output="of a segmentor: the classes' numbers, or their scores (default: labels)",
+    static='the only size that the file takes (default: any size, where that holds)',
+    no_fuse='leave the affine parts of the blocks where they are',
+)
+
+
+@errors_as_messages()
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    add_data_arguments(parser)
+    add = parser.add_argument
+    add('checkpoint', help='path or URL of the trained model')
+    add('-o', '--out', type=Path, default=Path('model.onnx'), metavar='FILE', help=HELP['out'])
+    add('--images', type=Path, metavar='FOLDER', help=HELP['images'])
+    add('--output', choices=('labels', 'logits'), default='labels', help=HELP['output'])
+    add('--static', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help=HELP['static'])
+    add('--no-fuse', action='store_true', help=HELP['no_fuse'])
+    args = parser.parse_args(argv)
+    if args.images and not args.images.exists():
+        parser.error(f'--images: nothing at {args.images}')
+    if args.static and min(args.static) < 32:
+        parser.error('--static: a side is 32 pixels or more')
+    if args.out.is_dir():
+        parser.error(f'-o {args.out}: that is a folder, expected the name of a file')
+
+    cfg = load_config(args.config, (), None, args.data_root, args.cfg_options)
+    done = export(
+        cfg,
+        args.checkpoint,
+        args.out,
+        args.images,
+        args.output,
+        tuple(args.static) if args.static else None,
+        not args.no_fuse,
+    )
+    screen = console()
+    for note in done.notes:
+        screen.print(note, style='yellow', markup=False)
+    for row in done.rows:
+        screen.print(f'  {row}', markup=False)
+    megabytes = args.out.stat().st_size / 1e6
+    screen.print(f'wrote {args.out} ({megabytes:.1f} MB): {done.says}', markup=False)

@@ -1,0 +1,38 @@
+"""What the graphs of all families share."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from ..errors import ConfigError
+
+
+class Graph(nn.Module):
+    """A model from pictures to results.
+
+    Attributes:
+        inputs, outputs: names, in the order of ``forward``.
+        thresholds: that the results were or are to be cut at, by name.
+    """
+
+    inputs: tuple[str, ...] = ('image',)
+    outputs: tuple[str, ...]
+    thresholds: dict[str, float]
+    model: Any  # those of mmdet and mmseg have no types
+
+    def operators(self) -> dict:
+        """Operators of torch that its exporter does not know -> what they are in ONNX."""
+        return {}
+
+
+def refuse_overridden(module: Any, base: type, names: Iterable[str]) -> None:
+    """Raise ConfigError where the module's class does not predict as ``base`` does."""
+    kind = type(module)
+    for name in names:
+        if getattr(kind, name, None) is not getattr(base, name):
+            owner = next((c for c in kind.__mro__ if name in vars(c)), kind)
+            raise ConfigError(
+                f'{kind.__name__} cannot be exported: it predicts in a way of its own, by '
+                f'{owner.__name__}.{name} ({owner.__module__}); known is that of {base.__name__}'
+            )

@@ -1,0 +1,41 @@
+"""Which graph a model becomes."""
+
+from torch import nn
+
+from ..errors import ConfigError
+from .common import Graph
+
+
+def graph_of(model: nn.Module, output: str) -> Graph:
+    """The model from pictures to results.
+
+    Args:
+        output: of a segmentor, ``'labels'`` or ``'logits'``.
+
+    Raises:
+        ConfigError: it predicts in a way that is not known; the message names the class and the
+            method.
+    """
+    # a family's module imports mmdet or mmseg
+    if hasattr(model, 'encode_decode'):
+        from .segmentor import Segmentor
+
+        return Segmentor(model, output)
+    if output != 'labels':
+        raise ConfigError(f'--output {output} is of a segmentor; this is a {type(model).__name__}')
+    if hasattr(model, 'roi_head') and hasattr(model, 'rpn_head'):
+        from .two_stage import TwoStage
+
+        return TwoStage(model)
+    if hasattr(model, 'bbox_head') and not hasattr(model, 'encoder'):
+        from .one_stage import OneStage
+
+        return OneStage(model)
+    if hasattr(model, 'level_embed') and hasattr(model, 'num_queries'):
+        from .deformable import Deformable
+
+        return Deformable(model)
+    raise ConfigError(
+        f'{type(model).__name__} cannot be exported: known are segmentors of mmseg, detectors with '
+        'one stage and dense heads, two-stage detectors, DINO and Deformable DETR'
+    )

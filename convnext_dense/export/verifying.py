@@ -1,0 +1,253 @@
+"""A file in onnxruntime against the framework's own prediction, on real pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..inference.prediction import instances
+from ..runtime.instances import Instances, paste
+from ..runtime.resizing import resize
+
+LABELS_EQUAL, MATCHED = 0.9999, 0.999  # shares of all labels, of all detections
+LOGITS = 1e-3  # largest difference, as a share of the greatest logit
+# Of a match: pixels; difference of scores; overlap of masks at least.
+BOX, SCORE, MASK_IOU = 0.01, 1e-4, 0.99
+# And of the longer side: decoders of queries multiply rounding, so that a framework that runs in
+# another number of threads differs from itself by more than 0.01 pixels at 517.
+BOX_SHARE = 3e-5
+ODD = (333, 517)  # height and width that no stride divides
+NOTHING = 'a single class', 'no object'  # of segmentors, of detectors
+ADVICE = (
+    'name a folder of pictures of several classes, --images FOLDER',
+    'name a folder of pictures with objects of the classes, --images FOLDER, or lower the score '
+    'threshold: --cfg-options model.test_cfg.score_thr=0.01, of a two-stage detector '
+    'model.test_cfg.rcnn.score_thr=0.01',
+)
+
+
+class Row(NamedTuple):
+    """What was compared at one size."""
+
+    size: tuple[int, int]  # height, width
+    batch: int
+    compared: int  # labels or detections
+    equal: int  # of these
+    note: str
+
+    def __str__(self) -> str:
+        at_once = f', {self.batch} at once' if self.batch > 1 else ''
+        share = np.floor(1e6 * self.equal / self.compared) / 1e4  # 100 is all
+        return f'{self.size[0]} x {self.size[1]}{at_once}: {share:g} % equal, {self.note}'
+
+
+class Differs(Exception):
+    """A file does not predict what the framework does, or could not be made."""
+
+
+class Verifier:
+    """Compares files of a model with the model, in mmdet's or mmseg's ``test_step``.
+
+    Args:
+        model: as the framework runs it: not fused, and not the one that is traced.
+        output: ``'labels'``, ``'logits'`` or ``'boxes'``.
+        pictures: real ones, (H, W, 3) uint8, RGB, of any sizes.
+    """
+
+    def __init__(self, model: nn.Module, output: str, pictures: Sequence[np.ndarray]):
+        self.model: Any = model
+        self.output, self.pictures = output, pictures
+        self.known: dict = {}  # size -> what the framework predicts for the pictures
+
+    def expected(self, size: tuple[int, int]) -> list:
+        """The framework's own predictions for the pictures, resized to (height, width).
+
+        Raises:
+            Differs: it does not predict at this size.
+            ConfigError: nothing is seen in the pictures, which would prove nothing.
+        """
+        if size not in self.known:
+            samples = self._framework(size)
+            if self.output == 'boxes':
+                seen, least = sum(len(sample.pred_instances) for sample in samples), 1
+            else:
+                labels = [sample.pred_sem_seg.data.unique() for sample in samples]
+                seen, least = len(torch.cat(labels).unique()), 2
+            if seen < least:
+                raise ConfigError(
+                    f'at {size[0]} x {size[1]} the model sees {NOTHING[self.output == "boxes"]} in '
+                    f'{len(samples)} pictures. That proves nothing, so that no file is written: '
+                    + ADVICE[self.output == 'boxes']
+                )
+            self.known[size] = samples
+        return self.known[size]
+
+    def verify(self, path: Path, sizes: Sequence[tuple[int, int]], batches: bool) -> list[Row]:
+        """Compare at each size, picture by picture; and all at once at the first size.
+
+        Args:
+            sizes: height and width.
+            batches: whether the file takes several pictures at once.
+
+        Raises:
+            Differs: it predicts something else, or does not run; or the framework does not.
+            ConfigError: nothing is seen in the pictures.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=['CPUExecutionProvider']
+            )
+        except Exception as error:  # its types are those of C++
+            raise Differs(f'onnxruntime cannot read the file: {first_line(error)}') from error
+        trials = [(size, 1) for size in sizes] + [(sizes[0], len(self.pictures))] * batches
+        rows = []
+        for size, batch in trials:
+            expected, found = self.expected(size), self._file(session, size, batch)
+            compare, least = dict(
+                labels=(_same_labels, LABELS_EQUAL),
+                logits=(_same_logits, LABELS_EQUAL),
+                boxes=(self._same_instances, MATCHED),
+            )[self.output]
+            rows.append(Row(size, batch, *compare(expected, found)))
+            if rows[-1].equal < least * rows[-1].compared:
+                raise Differs(f'it is wrong at {rows[-1]}')
+        return rows
+
+    def _framework(self, size):
+        results = []
+        for picture in self.pictures:
+            # as the frameworks read it: BGR
+            tensor = torch.from_numpy(resize(picture, *size)[..., ::-1].copy()).permute(2, 0, 1)
+            try:
+                with torch.no_grad():
+                    data = dict(inputs=[tensor], data_samples=[self._sample(size)])
+                    results.append(self.model.test_step(data)[0].cpu())
+            except Exception as error:  # of any model
+                raise Differs(
+                    f'the framework itself does not predict at {size[0]} x {size[1]}: '
+                    f'{first_line(error)}'
+                ) from error
+        return results
+
+    def _sample(self, size):
+        if self.output == 'boxes':
+            from mmdet.structures import DetDataSample
+
+            return DetDataSample(
+                metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), img_id=0)
+            )
+        from mmseg.structures import SegDataSample
+
+        return SegDataSample(metainfo=dict(img_shape=size, ori_shape=_output_size(size)))
+
+    def _file(self, session, size, batch):
+        """Of each picture the outputs of the file."""
+        images = np.stack([resize(picture, *size) for picture in self.pictures])
+        inputs = {} if self.output == 'boxes' else dict(size=np.array(_output_size(size)))
+        results: list = []
+        for i in range(0, len(images), batch):
+            try:
+                outputs = session.run(None, dict(inputs, image=images[i : i + batch]))
+            except Exception as error:  # its types are those of C++
+                raise Differs(
+                    f'it does not run at {size[0]} x {size[1]}: {first_line(error)}'
+                ) from error
+            results.extend(zip(*outputs))
+        return results
+
+    def _same_instances(self, expected, found):
+        head = getattr(self.model, 'roi_head', None)
+        threshold = head.test_cfg.mask_thr_binary if head and head.with_mask else 0.5
+        compared = equal = ties = 0
+        box = score = 0.0
+        for sample, outputs in zip(expected, found):
+            reference, (boxes, scores, labels, *masks) = instances(sample), outputs
+            there = scores >= 0
+            file = Instances(*(part[there] for part in (boxes, scores, labels, *masks)))
+            unmatched, *differences = match(reference, file, threshold, max(sample.img_shape))
+            box, score = max(box, differences[0]), max(score, differences[1])
+            if len(reference.scores) == len(scores):  # more were found; the least were left out
+                last = reference.scores.min() + SCORE
+                tied = sum(reference.scores[i] <= last for i in unmatched)
+                unmatched, ties = unmatched[: len(unmatched) - tied], ties + tied
+            else:
+                compared += max(0, len(file.scores) - len(reference.scores))  # found by it alone
+            compared += len(reference.scores)
+            equal += len(reference.scores) - len(unmatched)
+        note = f'{compared} detections, boxes to {box:.0e} pixels, scores to {score:.0e}'
+        return compared, equal, note + f'; {ties} ties for the last places' * bool(ties)
+
+
+def _same_labels(expected, found):
+    pairs = [
+        (sample.pred_sem_seg.data[0].numpy(), labels) for sample, (labels,) in zip(expected, found)
+    ]
+    seen = len({label for labels, _ in pairs for label in np.unique(labels)})
+    equal = sum(int((labels == others).sum()) for labels, others in pairs)
+    return sum(labels.size for labels, _ in pairs), equal, f'{seen} classes'
+
+
+def _same_logits(expected, found):
+    best = [(logits.argmax(0) if len(logits) > 1 else logits[0] > 0.5,) for (logits,) in found]
+    references = [sample.seg_logits.data.numpy() for sample in expected]
+    compared, equal, note = _same_labels(expected, best)
+    difference = max(np.abs(a - b).max() for a, (b,) in zip(references, found))
+    largest = max(np.abs(logits).max() for logits in references)
+    note = f'{note}, logits to {difference / largest:.0e} of the largest'
+    return compared, equal if difference < LOGITS * largest else 0, note
+
+
+def match(
+    reference: Instances, file: Instances, threshold: float, side: int
+) -> tuple[list[int], float, float]:
+    """Detections of the framework against those of a file, each of which matches one only.
+
+    Args:
+        threshold: of the file's masks.
+        side: of the picture, the longer one.
+
+    Returns:
+        The detections of the framework that the file does not have, in order; and the largest
+        difference of boxes (pixels) and scores among the others.
+    """
+    missing, free, largest = [], np.ones(len(file.scores), bool), [0.0, 0.0]
+    for i, (box, score, label) in enumerate(zip(*reference[:3])):
+        boxes = np.abs(file.boxes - box).max(1, initial=0)
+        scores = np.abs(file.scores - score)
+        near = free & (file.labels == label) & (scores <= SCORE) & (boxes <= BOX + BOX_SHARE * side)
+        for j in np.flatnonzero(near)[np.argsort(boxes[near])]:
+            if reference.masks is None or _same_mask(reference.masks[i], file, j, threshold):
+                free[j] = False
+                largest = [max(largest[0], boxes[j]), max(largest[1], scores[j])]
+                break
+        else:
+            missing.append(i)
+    return missing, largest[0], largest[1]
+
+
+def _same_mask(mask, file, j, threshold) -> bool:
+    assert file.masks is not None
+    height, width = mask.shape
+    pasted = paste(file.masks[j], file.boxes[j], height, width, threshold)
+    return (mask & pasted).sum() >= MASK_IOU * (mask | pasted).sum()
+
+
+def _output_size(size):
+    """Of labels: not that of the picture."""
+    return size[0] * 5 // 4, size[1] * 5 // 4
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or the one that it was raised from."""
+    while error.__cause__:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f'{type(error).__name__}: {lines[0][:300] if lines else "(no message)"}'

@@ -1,0 +1,108 @@
+"""A file of ``convnext-dense export``: opened, checked, and run on pictures."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from .instances import Instances, paste
+from .resizing import resize, target_size
+
+KEY = 'convnext_dense'  # of the JSON text in the file's metadata
+FORMAT = 1  # of that text
+PROVIDERS = 'CUDAExecutionProvider', 'CPUExecutionProvider'
+UNSIGNED = b'sha256:' + b'0' * 64  # stands in the file where its digest is put
+
+
+class UnusableFile(ValueError):
+    """A file that is damaged, or not of ``convnext-dense export``."""
+
+
+class Model:
+    """Predicts for an image of any size, at its size, as the framework does that it comes from.
+
+    Args:
+        path: of the file.
+        threads: of onnxruntime; default: one for each core.
+
+    Attributes:
+        meta: what the file says of itself: ``classes``, ``palette`` (RGB), ``task``,
+            ``output``, ``resize`` and more.
+
+    Raises:
+        UnusableFile: it is not there, is damaged, comes from another program, or does not say how
+            images are resized.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None):
+        import onnxruntime  # what else is in this folder runs without it
+
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise UnusableFile(f'{path} cannot be read: {error.strerror}') from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # it is said here
+        if threads:
+            options.intra_op_num_threads = threads
+        available = onnxruntime.get_available_providers()
+        try:
+            self.session = onnxruntime.InferenceSession(
+                content, options, providers=[name for name in PROVIDERS if name in available]
+            )
+        except Exception as error:  # its types are those of C++
+            reason = str(error).strip().partition('\n')[0][:200]
+            raise UnusableFile(f'{path} is damaged, or no model in ONNX: {reason}') from None
+        self.meta = _meta(path, content, self.session.get_modelmeta().custom_metadata_map)
+        if self.meta['resize'] is None:
+            raise UnusableFile(
+                f'{path} does not say how images are resized, since its config does it in a way '
+                'that is not known here: resize them, and run the file with onnxruntime'
+            )
+
+    def __call__(self, image: np.ndarray) -> np.ndarray | Instances:
+        """
+        Args:
+            image: (H, W, 3) uint8, RGB.
+
+        Returns:
+            Of a segmentor its output at the size of the image: labels (H, W) or logits (C, H, W).
+            Of a detector the instances, in pixels of the image.
+        """
+        height, width = image.shape[:2]
+        size = target_size(height, width, self.meta['resize'])
+        inputs = dict(image=resize(image, *size)[None] if size != (height, width) else image[None])
+        if self.meta['task'] == 'segmentation':
+            inputs['size'] = np.array([height, width], np.int64)
+            return self.session.run(None, inputs)[0][0]
+        boxes, scores, labels, *masks = (output[0] for output in self.session.run(None, inputs))
+        found = scores >= 0
+        boxes = boxes[found] * np.tile([width / size[1], height / size[0]], 2).astype(np.float32)
+        threshold = self.meta['thresholds'].get('mask', 0.5)
+        pasted = None
+        if masks:
+            pasted = np.zeros((len(boxes), height, width), bool)
+            for place, box, mask in zip(pasted, boxes, masks[0][found]):
+                place[:] = paste(mask, box, height, width, threshold)
+        return Instances(boxes, scores[found], labels[found], pasted)
+
+
+def _meta(path, content, metadata):
+    if KEY not in metadata:
+        raise UnusableFile(f'{path} is not of convnext-dense export: it says nothing of itself')
+    meta = json.loads(metadata[KEY])
+    if meta['format'] > FORMAT:
+        raise UnusableFile(
+            f'{path} was written by a newer convnext_dense, {meta["versions"]["convnext_dense"]}: '
+            'copy the runtime folder of that version'
+        )
+    signature = meta['digest'].encode()
+    if signed(content.replace(signature, UNSIGNED)) != signature:
+        raise UnusableFile(f'{path} is damaged, or was changed after it was exported')
+    return meta
+
+
+def signed(content: bytes) -> bytes:
+    """The signature of the bytes of a file that has ``UNSIGNED`` in place of it."""
+    return b'sha256:' + hashlib.sha256(content).hexdigest().encode()

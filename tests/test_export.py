@@ -1,0 +1,424 @@
+"""convnext-dense export: whole segmentors as one file, its verification, and the runner without
+torch."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.models.utils import Upsample
+from mmseg.models.utils import resize as mmseg_resize
+from mmseg.registry import MODELS
+from PIL import Image
+from torch import nn
+
+from conftest import ROOT, randomise
+from convnext_dense import inferencer
+from convnext_dense.commands.export import main
+from convnext_dense.data.pictures import read
+from convnext_dense.export import tracing
+from convnext_dense.export.tracing import traceable
+from convnext_dense.export.writing import resize_rule
+from convnext_dense.inference.building import build
+from convnext_dense.runtime.model import Model, UnusableFile
+
+onnx = pytest.importorskip('onnx', reason='needs ONNX export')
+onnxruntime = pytest.importorskip('onnxruntime', reason='needs ONNX export')
+pytest.importorskip('onnxscript', reason='needs ONNX export')
+TINY = """
+_base_ = {base!r}
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True, depths=(1, 1, 1, 1), dims=(16, 32, 48, 64), generation={generation}),
+        drop_path_rate=0.0),
+    decode_head=dict({head}),
+    auxiliary_head=None,
+    test_cfg=dict({test_cfg}))
+resize = dict(type='Resize', scale=(160, 96), keep_ratio=True)
+test_dataloader = dict(dataset=dict(data_root={data!r}, pipeline=[
+    dict(type='LoadImageFromFile'), resize, dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs')]))
+"""
+UPERNET = 'in_channels=[16, 32, 48, 64], channels=16'
+WHOLE, SLIDING = "mode='whole'", "mode='slide', crop_size=(80, 80), stride=(53, 53)"
+
+
+def make(folder, data, head=UPERNET, test_cfg=WHOLE, generation=1):
+    """Config and checkpoint of a tiny segmentor with random weights, which sees several classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config, checkpoint = folder / 'config.py', folder / 'model.pth'
+    base = str(ROOT / 'configs/demo/upernet_convnext-atto_shapes.py')
+    text = dict(base=base, data=str(data / 'ade'), head=head, test_cfg=test_cfg)
+    config.write_text(TINY.format(**text, generation=generation))
+    cfg = Config.fromfile(config)
+    init_default_scope('mmseg')
+    torch.manual_seed(1)
+    model = randomise(build(cfg.model, 'cpu'))
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    return str(config), str(checkpoint)
+
+
+def export(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+class Exported:
+    """A file that was written by the command, and what it is to agree with."""
+
+    def __init__(self, folder, data, *arguments, **options):
+        self.config, self.checkpoint = make(folder, data, **options)
+        self.path = folder / 'out' / 'model.onnx'
+        export(self.config, self.checkpoint, '-o', self.path, *arguments)
+        self.model = Model(self.path)
+        self.predictor = inferencer(self.config, self.checkpoint, 'cpu')
+
+    def framework(self, image):
+        """Labels (H, W) of mmseg's own inferencer: its pipeline, resizing and all."""
+        result = self.predictor(np.ascontiguousarray(image[..., ::-1]), return_datasamples=True)
+        return result.pred_sem_seg.data[0].numpy()
+
+    def run(self, images, size):
+        inputs = dict(image=images, size=np.array(size))
+        return self.model.session.run(None, inputs)[0]
+
+
+@pytest.fixture(scope='module')
+def exported(scenes, tmp_path_factory):
+    """UperNet on V2, fused."""
+    return Exported(tmp_path_factory.mktemp('exported'), scenes, generation=2)
+
+
+@pytest.fixture(scope='module')
+def pictures(scenes, tmp_path_factory):
+    """Of several sizes; one was turned by the camera."""
+    folder = tmp_path_factory.mktemp('pictures')
+    sources = sorted((scenes / 'ade/images/test').glob('*'))
+    sizes = dict(a=(192, 192), b=(300, 170), c=(131, 257))
+    for (name, size), source in zip(sizes.items(), sources):
+        Image.open(source).resize(size).save(folder / f'{name}.png')
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.open(sources[3]).resize((90, 150)).save(folder / 'turned.jpg', exif=exif, quality=98)
+    return folder
+
+
+# ---- the file ----
+
+
+def test_the_file_has_the_contract_of_the_page(exported):
+    session = exported.model.session
+    inputs = {part.name: (part.shape, part.type) for part in session.get_inputs()}
+    assert inputs == dict(image=(['N', 'H', 'W', 3], 'tensor(uint8)'), size=([2], 'tensor(int64)'))
+    (output,) = session.get_outputs()
+    assert (output.name, output.type, output.shape[0]) == ('labels', 'tensor(uint8)', 'N')
+    images = np.random.default_rng(0).integers(0, 256, (3, 75, 111, 3), np.uint8)
+    assert exported.run(images, (40, 333)).shape == (3, 40, 333)
+
+
+def test_labels_are_those_of_mmseg_through_its_own_pipeline(exported, pictures):
+    """Of pictures of sizes that were not verified."""
+    seen = set()
+    for path in sorted(pictures.iterdir()):
+        image = read(path)[0]
+        expected = exported.framework(image)
+        assert (exported.model(image) == expected).mean() >= 0.9999, path
+        seen |= set(np.unique(expected))
+    assert len(seen) >= 3
+
+
+def test_the_file_says_what_it_is(exported):
+    meta = exported.model.meta
+    assert meta['classes'][:2] == ['wall', 'floor'] and len(meta['palette']) == 7
+    assert meta['resize'] == dict(scale=[160, 96], keep_ratio=True)
+    assert meta['config'] == 'config.py' and len(meta['checkpoint']['sha256']) == 64
+    assert meta['versions']['torch'] == torch.__version__.partition('+')[0]
+    assert (meta['task'], meta['output'], meta['fused']) == ('segmentation', 'labels', True)
+    content = exported.path.read_bytes()
+    for private in (str(exported.path.parent), str(ROOT), 'site-packages'):
+        assert private.encode() not in content
+    assert [path.name for path in exported.path.parent.iterdir()] == ['model.onnx']
+
+
+def test_windows_slide_in_the_file_too(scenes, tmp_path, capsys):
+    """With logits, of a model that is not fused, with the bands in the other order."""
+    head = simple('FCNHead') + ', num_convs=0, concat_input=False'
+    config, checkpoint = make(tmp_path, scenes, head=head, test_cfg=SLIDING)
+    out = tmp_path / 'model.onnx'
+    bgr = ('--cfg-options', 'model.data_preprocessor.bgr_to_rgb=False')
+    export(config, checkpoint, '-o', out, '--output', 'logits', '--no-fuse', *bgr)
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert 'any number of pictures, any height and width' in printed
+    assert all(f'{place}: 100 % equal' in printed for place in ('96 x 96', '333 x 517'))
+    model = Model(out)
+    assert model.meta['output'] == 'logits' and not model.meta['fused']
+    image = np.random.default_rng(0).integers(0, 256, (91, 70, 3), np.uint8)
+    assert model(image).shape == (7, 91, 70)
+
+
+# ---- the runner ----
+
+
+def run_alone(folder, *arguments):
+    """The runner from a copy of its folder, where what it does not need cannot be imported."""
+    runtime = folder / 'runtime'
+    if not runtime.exists():
+        ignored = shutil.ignore_patterns('__pycache__')
+        shutil.copytree(ROOT / 'convnext_dense/runtime', runtime, ignore=ignored)
+    absent = (
+        *('torch', 'mmengine', 'mmcv', 'mmseg', 'mmdet', 'cv2', 'onnx', 'pycocotools', 'rich'),
+        *('matplotlib', 'convnext_dense'),
+    )
+    code = (
+        f'import runpy, sys; sys.modules.update(dict.fromkeys({absent}))\n'
+        "runpy.run_module('runtime', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, '-c', code, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_folder_alone_does_what_predict_does(exported, pictures, tmp_path, exits):
+    predicted, out = tmp_path / 'predicted', tmp_path / 'out'
+    exits('predict', exported.config, exported.checkpoint, pictures, '--out', predicted)
+    done = run_alone(tmp_path, exported.path, pictures, '--out', out)
+    assert done.returncode == 0, done.stderr
+    assert '4 done, 0 skipped' in done.stdout
+    names = sorted(str(path.relative_to(predicted)) for path in predicted.rglob('*.png'))
+    assert len(names) == 8
+    assert sorted(str(path.relative_to(out)) for path in out.rglob('*.png')) == names
+    for name in names:
+        expected, picture = (np.asarray(Image.open(folder / name)) for folder in (predicted, out))
+        assert picture.shape == expected.shape and (picture == expected).mean() > 0.999, name
+
+
+def test_importing_the_runner_needs_no_torch():
+    code = 'import sys; sys.modules["torch"] = None; import convnext_dense.runtime.model'
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_a_damaged_or_foreign_file_gives_a_line(exported, pictures, tmp_path):
+    whole = exported.path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    node = onnx.helper.make_node('Identity', ['x'], ['y'])
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [1]) for name in 'xy')
+    graph = onnx.helper.make_graph([node], 'g', [x], [y])
+    opset = onnx.helper.make_opsetid('', 20)
+    foreign = onnx.helper.make_model(graph, ir_version=10, opset_imports=[opset])
+    files = dict(
+        cut=(whole[:middle], 'damaged'),
+        flipped=(flipped, 'is damaged, or was changed after it was exported'),
+        empty=(b'', 'damaged'),
+        text=(b'no model', 'no model in ONNX'),
+        foreign=(foreign.SerializeToString(), 'not of convnext-dense export'),
+    )
+    for name, (content, expected) in files.items():
+        path = tmp_path / f'{name}.onnx'
+        path.write_bytes(content)
+        with pytest.raises(UnusableFile, match=expected) as error:
+            Model(path)
+        assert '\n' not in str(error.value), name
+    done = run_alone(tmp_path, tmp_path / 'absent.onnx', pictures)
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip() == f'{tmp_path}/absent.onnx cannot be read: No such file or directory'
+    )
+
+
+# ---- what is not exported ----
+
+
+@MODELS.register_module()
+class HalvingHead(BaseDecodeHead):
+    """Makes a number of a size, in code of its own, as no cure can know."""
+
+    def forward(self, inputs):
+        x = self._transform_inputs(inputs)
+        half = F.interpolate(x, [int(side * 0.5) for side in x.shape[2:]], mode='bilinear')
+        return self.cls_seg(x + F.interpolate(half, x.shape[2:], mode='bilinear'))
+
+
+@MODELS.register_module()
+class RandomHead(BaseDecodeHead):
+    """Predicts otherwise each time."""
+
+    def forward(self, inputs):
+        x = self._transform_inputs(inputs)
+        return self.cls_seg(x + 0.1 * torch.randn_like(x))
+
+
+@MODELS.register_module()
+class OtherSegmentor(EncoderDecoder):
+    """Predicts in a way of its own."""
+
+    def postprocess_result(self, seg_logits, data_samples=None):
+        return super().postprocess_result(-seg_logits, data_samples)
+
+
+def simple(kind):
+    """A head of one layer."""
+    return (
+        f"_delete_=True, type='{kind}', in_channels=16, in_index=0, channels=16, num_classes=7, "
+        "loss_decode=dict(type='CrossEntropyLoss')"
+    )
+
+
+def refused(config, checkpoint, out, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        export(config, checkpoint, '-o', out, *arguments)
+    assert not out.exists() and not list(out.parent.glob('*unfinished*'))
+    return stopped.value.code
+
+
+def test_a_trap_without_a_cure_is_given_up_to_one_size(scenes, tmp_path, capsys):
+    """Exported without a word, and wrong at 333 x 517: the verification is what notices."""
+    config, checkpoint = make(tmp_path, scenes, head=simple('HalvingHead'))
+    out = tmp_path / 'model.onnx'
+    export(config, checkpoint, '-o', out)
+    printed = ' '.join(capsys.readouterr().out.split())
+    for says in ('any number of pictures, any height', 'a picture at a time, any height'):
+        assert f'not for {says} and width: it is wrong at 333 x 517' in printed
+    assert 'a picture at a time, of 96 x 96' in printed
+    model = Model(out)
+    assert model.session.get_inputs()[0].shape == [1, 96, 96, 3]
+    assert model.meta['resize'] == dict(scale=[96, 96], keep_ratio=False)
+    assert model(np.zeros((50, 200, 3), np.uint8)).shape == (50, 200)
+
+
+def test_a_file_that_differs_is_not_written(scenes, tmp_path):
+    config, checkpoint = make(tmp_path, scenes, head=simple('RandomHead'))
+    message = refused(config, checkpoint, tmp_path / 'model.onnx', '--static', 64, 64)
+    assert 'none predicts what the framework does' in message
+    assert 'it is wrong at 64 x 64' in message
+
+
+def test_pictures_that_prove_nothing_are_refused(scenes, tmp_path):
+    config, checkpoint = make(tmp_path, scenes)
+    tensors = torch.load(checkpoint)['state_dict']
+    tensors['decode_head.conv_seg.bias'][3] = 1000
+    torch.save(dict(state_dict=tensors), checkpoint)
+    message = refused(config, checkpoint, tmp_path / 'model.onnx')
+    assert 'the model sees a single class in 4 pictures' in message and '--images' in message
+
+
+def test_a_model_that_predicts_in_its_own_way_is_refused_by_name(scenes, tmp_path):
+    config, checkpoint = make(tmp_path, scenes)
+    Path(config).write_text(
+        Path(config).read_text().replace('model = dict(', "model = dict(type='OtherSegmentor',")
+    )
+    message = refused(config, checkpoint, tmp_path / 'model.onnx')
+    assert 'OtherSegmentor cannot be exported' in message
+    assert 'OtherSegmentor.postprocess_result' in message
+
+
+def test_what_is_missing_is_said(scenes, tmp_path):
+    config, checkpoint = make(tmp_path, scenes)
+    out = tmp_path / 'model.onnx'
+    (tmp_path / 'empty').mkdir()
+    assert 'no pictures' in refused(config, checkpoint, out, '--images', tmp_path / 'empty')
+    absent = refused(config, checkpoint, out, '--data-root', tmp_path / 'empty')
+    assert 'test split' in absent and '--images FOLDER' in absent
+    (tmp_path / 'empty' / 'broken.png').touch()
+    broken = refused(config, checkpoint, out, '--images', tmp_path / 'empty' / 'broken.png')
+    assert 'broken.png: the file is empty' in broken
+
+
+@pytest.mark.parametrize('steps', [[], ['Pad'], ['Resize', 'Resize'], ['RandomFlip']], ids=str)
+def test_pipelines_that_are_not_known_have_no_rule(steps):
+    def rule(*steps):
+        pipeline = [dict(type=step, scale=(8, 8)) for step in steps]
+        return resize_rule(Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline)))))
+
+    assert rule(*steps) is None
+    assert rule('LoadImageFromFile', 'PackSegInputs') == {}
+    assert rule('LoadImageFromFile', 'mmseg.Resize') == dict(scale=[8, 8], keep_ratio=False)
+
+
+# ---- what torch's exporter turns into numbers ----
+
+
+class Traps(nn.Module):
+    """Each trap as the frameworks have it: (N, 3, H, W) -> a tensor for each."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.names = names
+        self.up, self.pool = Upsample(scale_factor=1.5, mode='bilinear'), nn.AdaptiveAvgPool2d(3)
+
+    def forward(self, x):
+        return tuple(getattr(self, f'_{name}')(x) for name in self.names)
+
+    def _adaptive_avg_pool2d(self, x):
+        return self.pool(x)
+
+    def _int(self, x):
+        size = x.shape[2] + 3, x.shape[3] + 5
+        return self.up(x) + mmseg_resize(x, size, None, 'bilinear', True).mean((2, 3), True)
+
+    def _linspace(self, x):
+        height, width = x.shape[2:]
+        return torch.linspace(0.5, height - 0.5, height)[:, None] * torch.linspace(-1, 1, width)
+
+    def _new_tensor(self, x):
+        return x / x.new_tensor(x.shape[2:]).sum() + x.new_tensor([[x.shape[3]]])
+
+    def _as_tensor(self, x):
+        return x * torch.as_tensor(x.shape[3])
+
+    def __shape_as_tensor(self, x):
+        return torch._shape_as_tensor(x)[2:]
+
+
+setattr(Traps, '__shape_as_tensor', Traps._Traps__shape_as_tensor)
+NAMES = (*('adaptive_avg_pool2d', 'int', 'linspace', 'new_tensor', 'as_tensor'), '_shape_as_tensor')
+
+
+def run_elsewhere(names, path):
+    """Exported at 40 x 48, run at 333 x 517: largest differences from torch."""
+    free = torch.export.Dim.DYNAMIC
+    net, x = Traps(*names), torch.rand(2, 3, 40, 48)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: free, 2: free, 3: free},))
+    torch.onnx.export(program, (), path, dynamo=True, verbose=False, input_names=['x'])
+    elsewhere = torch.rand(3, 3, 333, 517)
+    outputs = onnxruntime.InferenceSession(path).run(None, dict(x=elsewhere.numpy()))
+    expected = net(elsewhere)
+    assert [a.shape for a in outputs] == [tuple(b.shape) for b in expected]
+    return [
+        (torch.from_numpy(a) - b).abs().max() / b.abs().max() for a, b in zip(outputs, expected)
+    ]
+
+
+def test_sizes_stay_symbols_in_the_file(tmp_path):
+    with traceable():
+        differences = run_elsewhere(NAMES, tmp_path / 'traps.onnx')
+    assert max(differences) < 1e-4
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_without_its_cure_each_trap_is_wrong(name, tmp_path, monkeypatch):
+    cures = tracing._replacements
+    monkeypatch.setattr(
+        tracing, '_replacements', lambda: [cure for cure in cures() if cure[1] != name]
+    )
+    with pytest.raises(Exception), traceable():  # noqa: B017 of torch, onnxruntime or the shapes
+        assert max(run_elsewhere([name], tmp_path / 'trap.onnx')) < 1e-4
+
+
+def test_the_cures_are_those_functions_and_leave_nothing_behind():
+    watched = (torch, torch.Tensor, F, sys.modules['mmseg.models.utils.wrappers'])
+    before = [dict(vars(owner)) for owner in watched]
+    x = torch.rand(2, 3, 37, 53)
+    expected = Traps(*NAMES)(x)
+    with pytest.raises(ZeroDivisionError), traceable():
+        outputs = Traps(*NAMES)(x)
+        1 / 0  # noqa: B018
+    assert [dict(vars(owner)) for owner in watched] == before
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(outputs, expected))

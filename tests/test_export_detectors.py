@@ -1,0 +1,260 @@
+"""convnext-dense export: detectors. As many detections as the heads give, from random weights."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from PIL import Image
+from pycocotools.coco import COCO
+
+from conftest import ROOT, randomise
+from convnext_dense import ConfigError, swap_backbone
+from convnext_dense.commands.export import main
+from convnext_dense.config_names import read_config
+from convnext_dense.export.families import graph_of
+from convnext_dense.export.verifying import Verifier, match
+from convnext_dense.export.writing import export
+from convnext_dense.inference.building import build
+from convnext_dense.inference.prediction import instances
+from convnext_dense.runtime.__main__ import main as run
+from convnext_dense.runtime.instances import Instances
+from convnext_dense.runtime.model import Model
+from convnext_dense.runtime.resizing import resize
+
+for name in ('onnx', 'onnxscript', 'onnxruntime'):
+    pytest.importorskip(name, reason='needs ONNX export')
+
+ARCH = dict(depths=(1, 1, 1, 1), dims=(16, 32, 48, 64))
+DINO = 'dino-4scale_convnext-t-in22k_8xb2-12e_coco'
+FAMILIES = (
+    *('retinanet_r50_fpn_1x_coco', 'fcos_r50-caffe_fpn_gn-head_1x_coco', 'atss_r50_fpn_1x_coco'),
+    *('faster-rcnn_r50_fpn_1x_coco', 'mask-rcnn_r50_fpn_1x_coco'),
+    *('cascade-mask-rcnn_r50_fpn_1x_coco', DINO),
+    *('deformable-detr_r50_16xb2-50e_coco', 'deformable-detr-refine-twostage_r50_16xb2-50e_coco'),
+)
+
+
+def small(name):
+    """The config of a detector of mmdet on a tiny ConvNeXt, with few channels."""
+    cfg = read_config(name) if name == DINO else swap_backbone(name, 'atto')
+    model = cfg.model
+    model.backbone.arch = ARCH
+    first = model.backbone.get('out_indices', (0, 1, 2, 3))[0]
+    model.neck.in_channels = [16, 32, 48, 64][first:]
+    if 'roi_head' in model:
+        head = model.roi_head
+        model.neck.out_channels = model.rpn_head.in_channels = model.rpn_head.feat_channels = 32
+        for part in ('bbox_roi_extractor', 'mask_roi_extractor'):
+            if part in head:
+                head[part].out_channels = 32
+        heads = head.bbox_head if isinstance(head.bbox_head, list) else [head.bbox_head]
+        for bbox_head in heads:
+            bbox_head.update(in_channels=32, fc_out_channels=64)
+        if 'mask_head' in head:
+            head.mask_head.update(in_channels=32, conv_out_channels=16, num_convs=1)
+        model.test_cfg.rpn.update(nms_pre=200, max_per_img=80)
+    elif 'encoder' in model:
+        model.num_queries = model.test_cfg.max_per_img = 60
+        model.encoder.num_layers, model.decoder.num_layers = 1, 2
+    else:
+        model.neck.out_channels = 32
+        model.bbox_head.update(in_channels=32, feat_channels=32, stacked_convs=1)
+        model.test_cfg.nms_pre = 300
+    return cfg
+
+
+def seeded(cfg):
+    """The model of a config with weights under which a picture has many different detections."""
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = build(cfg.model, 'cpu')
+    randomise(model.backbone)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if 'backbone' in name:
+                continue
+            if 'sampling_offsets.weight' in name:
+                parameter.normal_(0, 0.02)
+            elif parameter.dim() > 1:
+                scale = 0.3 if 'reg' in name else 1
+                parameter.normal_(0, scale * parameter[0].numel() ** -0.5)
+            elif 'head' in name and name.endswith('bias'):
+                parameter.zero_()
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def pictures(scenes):
+    paths = sorted((scenes / 'coco/test2017').glob('*'))[:2]
+    return [np.asarray(Image.open(path).convert('RGB')) for path in paths]
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_the_graph_predicts_what_mmdet_does(name, pictures):
+    """In torch, at a size that no stride divides; and all pictures at once."""
+    model = seeded(small(name))
+    graph = graph_of(model, 'labels').eval()
+    size = (133, 187)
+    verifier = Verifier(model, 'boxes', pictures)
+    expected = [instances(sample) for sample in verifier.expected(size)]
+    found = len(expected[0].scores) + len(expected[1].scores)
+    assert found >= 20
+    images = torch.from_numpy(np.stack([resize(picture, *size) for picture in pictures]))
+    with torch.no_grad():
+        outputs = [output.numpy() for output in graph(images)]
+    assert len(outputs) == 3 + ('mask' in name)
+    missing = 0
+    for i, reference in enumerate(expected):
+        parts = [output[i][outputs[1][i] >= 0] for output in outputs]
+        assert abs(len(parts[1]) - len(reference.scores)) <= 1
+        missing += len(match(reference, Instances(*parts), 0.5, max(size))[0])
+    assert missing <= 0.02 * found  # ties for the last places
+    assert len(set(np.concatenate([reference.labels for reference in expected]))) >= 3
+
+
+# ---- the file ----
+
+
+@pytest.fixture(scope='module')
+def exported(scenes, tmp_path_factory):
+    """Config, checkpoint and file of a Mask R-CNN on V2, whose pictures are resized."""
+    folder = tmp_path_factory.mktemp('mask')
+    config, checkpoint, out = folder / 'config.py', folder / 'model.pth', folder / 'model.onnx'
+    base = str(ROOT / 'configs/demo/mask-rcnn_convnext-atto_shapes.py')
+    arch = ARCH | dict(_delete_=True, generation=2)
+    model = dict(
+        backbone=dict(arch=arch, drop_path_rate=0.0), neck=dict(in_channels=[16, 32, 48, 64])
+    )
+    config.write_text(f'_base_ = {base!r}\nmodel = {model}\n')
+    torch.save(dict(state_dict=seeded(Config.fromfile(config)).state_dict()), checkpoint)
+    data = ('--data-root', str(scenes / 'coco'))
+    main([str(config), str(checkpoint), '-o', str(out), *data])
+    return config, checkpoint, out
+
+
+def test_the_file_has_the_contract_of_the_page(exported):
+    model = Model(exported[2])
+    (image,) = model.session.get_inputs()
+    assert (image.name, image.shape, image.type) == ('image', ['N', 'H', 'W', 3], 'tensor(uint8)')
+    names = [output.name for output in model.session.get_outputs()]
+    assert names == ['boxes', 'scores', 'labels', 'masks']
+    images = np.random.default_rng(0).integers(0, 256, (3, 75, 111, 3), np.uint8)
+    shapes = [output.shape for output in model.session.run(None, dict(image=images))]
+    assert shapes == [(3, 50, 4), (3, 50), (3, 50), (3, 50, 28, 28)]
+    assert model.meta['task'] == 'detection' and model.meta['fused']
+    assert model.meta['thresholds'] == dict(score=0.05, mask=0.5)
+
+
+def test_the_runner_writes_what_predict_writes(exported, scenes, tmp_path, exits):
+    """Boxes in pixels of pictures of other sizes, masks in them, and the same JSON."""
+    config, checkpoint, file = exported
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    paths = sorted((scenes / 'coco/test2017').glob('*'))
+    for i, size in enumerate([(192, 192), (300, 170), (131, 257)]):
+        Image.open(paths[i]).resize(size).save(folder / f'{i}.png')
+    exits('predict', config, checkpoint, folder, '--out', tmp_path / 'predicted')
+    with pytest.raises(SystemExit) as stopped:
+        run([str(file), str(folder), '--out', str(tmp_path / 'out')])
+    assert not stopped.value.code
+    expected, written = (
+        COCO(tmp_path / name / 'predictions.json') for name in ('predicted', 'out')
+    )
+    assert written.imgs == expected.imgs and written.cats == expected.cats
+    keys = {
+        frozenset(annotation) for coco in (expected, written) for annotation in coco.anns.values()
+    }
+    assert len(keys) == 1
+    for number, image in expected.imgs.items():
+        reference, found = (_instances(coco, number) for coco in (expected, written))
+        assert len(reference.scores) >= 10
+        missing = match_in_picture(reference, found)
+        assert missing <= 1, (image, missing)
+        overlay = Image.open(tmp_path / 'out/overlays' / f'{number - 1}.png')
+        assert overlay.size == (image['width'], image['height'])
+
+
+def _instances(coco, image):
+    found = coco.loadAnns(coco.getAnnIds(imgIds=[image]))
+    boxes = np.array([annotation['bbox'] for annotation in found])
+    boxes[:, 2:] += boxes[:, :2]
+    scores, labels = (
+        np.array([annotation[key] for annotation in found]) for key in ('score', 'category_id')
+    )
+    masks = np.stack([coco.annToMask(annotation) for annotation in found]).astype(bool)
+    return Instances(boxes, scores, labels, masks)
+
+
+def match_in_picture(reference, found):
+    """How many detections of ``reference`` are not in ``found``."""
+    missing = 0
+    for box, score, label, mask in zip(*reference):
+        near = (found.labels == label) & (np.abs(found.scores - score) < 1e-4)
+        near &= np.abs(found.boxes - box).max(1) < 0.02
+        overlaps = [(mask & m).sum() >= 0.98 * (mask | m).sum() for m in found.masks[near]]
+        missing += not any(overlaps)
+    return missing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_family_is_exported_for_any_number_and_size(name, scenes, tmp_path):
+    cfg = small(name)
+    torch.save(dict(state_dict=seeded(cfg).state_dict()), tmp_path / 'model.pth')
+    out = tmp_path / 'model.onnx'
+    done = export(cfg, str(tmp_path / 'model.pth'), out, scenes / 'coco/test2017')
+    assert done.says == 'any number of pictures, any height and width' and not done.notes
+    assert len(done.rows) == 4 and all(row.compared >= 40 for row in done.rows)
+    assert out.exists()
+
+
+# ---- what is not exported ----
+
+REFUSED = {
+    'gfl_r50_fpn_1x_coco': 'GFLHead._predict_by_feat_single',
+    'paa_r50_fpn_1x_coco': 'PAAHead.predict_by_feat',
+    'tood_r50_fpn_1x_coco': 'TOODHead._predict_by_feat_single',
+    'ga-retinanet_r50_fpn_1x_coco': 'GuidedAnchorHead.predict_by_feat',
+    'sabl-faster-rcnn_r50_fpn_1x_coco': 'SABLHead',
+    'htc_r50_fpn_1x_coco': 'HybridTaskCascadeRoIHead.predict',
+    'detr_r50_8xb2-150e_coco': 'DETR cannot be exported: known are',
+    'solo_r50_fpn_1x_coco': 'SingleStageInstanceSegmentor.predict',
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_a_head_that_predicts_in_its_own_way_is_refused_by_name(name):
+    cfg = read_config(name)
+    init_default_scope('mmdet')
+    model = build(cfg.model, 'cpu')
+    with pytest.raises(ConfigError, match='cannot be exported') as error:
+        graph_of(model, 'labels')
+    assert REFUSED[name] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'key, value, expected',
+    [
+        ('nms', dict(type='soft_nms', iou_threshold=0.5), 'soft_nms'),
+        ('nms', None, 'its suppression is None'),
+        ('max_per_img', -1, 'test_cfg.max_per_img is -1'),
+    ],
+    ids=str,
+)
+def test_thresholds_that_are_not_known_are_refused(key, value, expected):
+    cfg = small('retinanet_r50_fpn_1x_coco')
+    cfg.model.test_cfg[key] = value
+    with pytest.raises(ConfigError, match=expected):
+        graph_of(seeded(cfg), 'labels')
+
+
+def test_pictures_without_objects_prove_nothing(exported, scenes, tmp_path, exits):
+    config, checkpoint, _ = exported
+    data = ('--data-root', scenes / 'coco')
+    out = tmp_path / 'model.onnx'
+    options = ('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.999')
+    message = exits('export', config, checkpoint, '-o', out, *data, *options)
+    assert 'the model sees no object in 4 pictures' in message and not out.exists()
+    assert 'model.test_cfg.rcnn.score_thr=0.01' in message
+    assert 'is of a segmentor' in exits('export', config, checkpoint, '--output', 'logits', *data)
