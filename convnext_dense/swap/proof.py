@@ -135,6 +135,10 @@ def random_model(cfg: dict) -> Any:
     model: Any = revert_sync_batchnorm(build(cfg, 'cpu'))
     with contextlib.suppress(OSError):  # of pretrained weights that code names, not the config
         model.init_weights()
+    for parameter in model.parameters():
+        # Last layers that begin with zeros (PP-YOLOE's) let no gradient through in the first step.
+        if parameter.dim() > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.01)
     model.train()
     return model
 
