@@ -165,13 +165,13 @@ class FPNHead(_Rearranged, mmseg_heads.FPNHead):
         return self.cls_seg(x)
 
     def _scale(self, head: nn.Sequential, x: Tensor) -> Tensor:
-        layers, is_doubled = list(head), False
+        layers, up = list(head), None
         for layer in layers:
             if _doubles(layer) and layer is not layers[-1]:
-                is_doubled = True
-            elif is_doubled:
+                up = layer
+            elif up is not None:
                 size = [2 * side for side in x.shape[2:]]
-                x, is_doubled = convolve_resized(layer, [x], size, self.align_corners), False
+                x, up = convolve_resized(layer, [x], size, up.align_corners), None
             else:
                 x = layer(x)
         return x
@@ -179,7 +179,9 @@ class FPNHead(_Rearranged, mmseg_heads.FPNHead):
 
 def _doubles(layer: Any) -> bool:
     """Whether it is the layer that FPNHead has between its convolutions."""
-    return type(layer) is Upsample and layer.scale_factor == 2 and not is_watched(layer)
+    if type(layer) is not Upsample or is_watched(layer):
+        return False
+    return (layer.size, layer.scale_factor, layer.mode) == (None, 2, 'bilinear')
 
 
 # mmseg's class -> the same, rearranged.
