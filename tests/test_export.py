@@ -374,7 +374,7 @@ class Traps(nn.Module):
         return x * torch.as_tensor(x.shape[3])
 
     def __shape_as_tensor(self, x):
-        return torch._shape_as_tensor(x)[2:]
+        return torch._shape_as_tensor(x)[2:].float()
 
 
 setattr(Traps, '__shape_as_tensor', Traps._Traps__shape_as_tensor)
