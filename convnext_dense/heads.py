@@ -165,7 +165,8 @@ class FPNHead(_Rearranged, mmseg_heads.FPNHead):
         return self.cls_seg(x)
 
     def _scale(self, head: nn.Sequential, x: Tensor) -> Tensor:
-        layers, up = list(head), None
+        layers: list[Any] = list(head)
+        up: Any = None
         for layer in layers:
             if _doubles(layer) and layer is not layers[-1]:
                 up = layer

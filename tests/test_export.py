@@ -25,10 +25,13 @@ from convnext_dense import inferencer
 from convnext_dense.commands.export import main
 from convnext_dense.data.pictures import read
 from convnext_dense.export import tracing
+from convnext_dense.export.families import graph_of
 from convnext_dense.export.tracing import traceable
+from convnext_dense.export.verifying import Verifier
 from convnext_dense.export.writing import resize_rule
-from convnext_dense.inference.building import build
+from convnext_dense.inference.building import build, load
 from convnext_dense.runtime.model import Model, UnusableFile
+from convnext_dense.runtime.resizing import resize
 
 onnx = pytest.importorskip('onnx', reason='needs ONNX export')
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs ONNX export')
@@ -69,6 +72,14 @@ def make(folder, data, head=UPERNET, test_cfg=WHOLE, generation=1):
 
 def export(*arguments):
     main([str(argument) for argument in arguments])
+
+
+def simple(kind):
+    """A head of one layer."""
+    return (
+        f"_delete_=True, type='{kind}', in_channels=16, in_index=0, channels=16, num_classes=7, "
+        "loss_decode=dict(type='CrossEntropyLoss')"
+    )
 
 
 class Exported:
@@ -119,7 +130,9 @@ def test_the_file_has_the_contract_of_the_page(exported):
     inputs = {part.name: (part.shape, part.type) for part in session.get_inputs()}
     assert inputs == dict(image=(['N', 'H', 'W', 3], 'tensor(uint8)'), size=([2], 'tensor(int64)'))
     (output,) = session.get_outputs()
-    assert (output.name, output.type, output.shape[0]) == ('labels', 'tensor(uint8)', 'N')
+    assert (output.name, output.type, output.shape) == ('labels', 'tensor(uint8)', ['N', 'h', 'w'])
+    operators = onnx.load(exported.path).opset_import
+    assert [(part.domain, part.version) for part in operators] == [('', 20)]
     images = np.random.default_rng(0).integers(0, 256, (3, 75, 111, 3), np.uint8)
     assert exported.run(images, (40, 333)).shape == (3, 40, 333)
 
@@ -233,6 +246,43 @@ def test_a_damaged_or_foreign_file_gives_a_line(exported, pictures, tmp_path):
     )
 
 
+# ---- the graph, in torch ----
+
+BINARY = simple('FCNHead').replace('num_classes=7', 'num_classes=2, out_channels=1, threshold=0.4')
+BINARY = BINARY.replace("type='CrossEntropyLoss'", "type='CrossEntropyLoss', use_sigmoid=True")
+VARIANTS = dict(
+    padding={'model.data_preprocessor.test_cfg.size_divisor': 32},
+    padded_to_a_size={'model.data_preprocessor.test_cfg.size': (128, 160)},
+    corners={'model.decode_head.align_corners': True},
+    windows={
+        'model.test_cfg.mode': 'slide',
+        'model.test_cfg.crop_size': (64, 200),
+        'model.test_cfg.stride': (50, 90),
+    },
+    grey_levels={'model.data_preprocessor.mean': None, 'model.data_preprocessor.std': None},
+    a_channel={},
+)
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_the_graph_predicts_what_mmseg_does(name, scenes, tmp_path, pictures):
+    """Two pictures at once, at a size that no stride divides, and an output of another size."""
+    config, checkpoint = make(tmp_path, scenes, head=BINARY if name == 'a_channel' else UPERNET)
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(VARIANTS[name])
+    model = build(cfg.model, 'cpu')
+    load(model, checkpoint)
+    graph = graph_of(model, 'labels').eval()
+    images = [read(pictures / f'{key}.png')[0] for key in 'ab']
+    expected = Verifier(model, 'labels', images, graph.thresholds).expected((90, 131))
+    batch = torch.from_numpy(np.stack([resize(image, 90, 131) for image in images]))
+    with torch.no_grad():
+        labels = graph(batch, torch.tensor(expected[0].labels.shape)).numpy()
+    assert len(set(expected[0].classes) | set(expected[1].classes)) >= 2
+    for found, reference in zip(labels, expected):
+        assert (found == reference.labels).mean() > 0.9999
+
+
 # ---- what is not exported ----
 
 
@@ -261,14 +311,6 @@ class OtherSegmentor(EncoderDecoder):
 
     def postprocess_result(self, seg_logits, data_samples=None):
         return super().postprocess_result(-seg_logits, data_samples)
-
-
-def simple(kind):
-    """A head of one layer."""
-    return (
-        f"_delete_=True, type='{kind}', in_channels=16, in_index=0, channels=16, num_classes=7, "
-        "loss_decode=dict(type='CrossEntropyLoss')"
-    )
 
 
 def refused(config, checkpoint, out, *arguments):

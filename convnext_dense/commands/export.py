@@ -9,6 +9,7 @@ that is said; what cannot be exported rightly is refused. docs/export.md describ
 and what is known. The file runs without torch: python -m convnext_dense.runtime model.onnx FOLDER
 """
 
+import warnings
 from pathlib import Path
 
 from ..export.writing import export
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.out.is_dir():
         parser.error(f'-o {args.out}: that is a folder, expected the name of a file')
 
+    # The frameworks warn that no weights were loaded, which is done here.
+    warnings.simplefilter('ignore')
     cfg = load_config(args.config, (), None, args.data_root, args.cfg_options)
     done = export(
         cfg,

@@ -243,6 +243,9 @@ def _tidy(proto, dimensions) -> None:
                     dimension.dim_param = symbol.sub(
                         lambda match: names[match[0]], dimension.dim_param
                     )
+    if len(main.input) > 1:  # the size of what a segmentor gives is its own
+        for dimension, name in zip(main.output[0].type.tensor_type.shape.dim[-2:], 'hw'):
+            dimension.dim_param = name
     del main.value_info[:]  # shapes between operators; onnxruntime infers them
     for part in [*main.node, *main.input, *main.output, *main.initializer]:
         part.ClearField('doc_string')
@@ -347,8 +350,9 @@ def _digest(checkpoint: str) -> str:
 
 def _licence(cfg: Config) -> str | None:
     """Of the weights that the training began with, where the config names a preset of them."""
-    backbone = cfg.model.get('backbone') or {}
-    name = presets.find((backbone.get('init_cfg') or {}).get('checkpoint'))
+    init = (cfg.model.get('backbone') or {}).get('init_cfg') or {}
+    parts = init if isinstance(init, (list, tuple)) else [init]
+    name = next(filter(None, (presets.find(part.get('checkpoint')) for part in parts)), None)
     return f'{PRESETS[name].licence} (backbone from {name})' if name else None
 
 
