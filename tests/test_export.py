@@ -274,7 +274,7 @@ def test_the_graph_predicts_what_mmseg_does(name, scenes, tmp_path, pictures):
     load(model, checkpoint)
     graph = graph_of(model, 'labels').eval()
     images = [read(pictures / f'{key}.png')[0] for key in 'ab']
-    expected = Verifier(model, 'labels', images, graph.thresholds).expected((90, 131))
+    expected = Verifier(model, 'labels', images).expected((90, 131))
     batch = torch.from_numpy(np.stack([resize(image, 90, 131) for image in images]))
     with torch.no_grad():
         labels = graph(batch, torch.tensor(expected[0].labels.shape)).numpy()
