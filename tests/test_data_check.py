@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import Compose
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
 from conftest import DEMO, demo_options
 from convnext_dense import DataError
 from convnext_dense.data import coco
+from convnext_dense.data.checked_pipeline import CheckedPipeline
 from convnext_dense.data.problems import COUNTED, REFUSED
 from convnext_dense.training.running import load_config
 
@@ -276,11 +279,11 @@ def test_what_is_left_out_is_counted_once(data, tmp_path):
 def test_heads_for_another_number_of_classes_are_refused(data, tmp_path, exits):
     options = {'model.roi_head.bbox_head.num_classes': 4}
     printed = exits('train', *train_arguments('coco', data, tmp_path, options))
-    detail = 'it predicts 4 classes, the train data have 5: disc, square, triangle, star, ring'
+    detail = 'it predicts 4 classes, the data have 5: disc, square, triangle, star, ring'
     assert f'roi_head.bbox_head (Shared2FCBBoxHead): {detail}' in printed
     options = {'model.decode_head.num_classes': 19}
     printed = exits('train', *train_arguments('ade', data, tmp_path, options))
-    assert 'decode_head (UPerHead): it predicts 19 classes, the train data have 7' in printed
+    assert 'decode_head (UPerHead): it predicts 19 classes, the data have 7' in printed
 
 
 def train_arguments(task, data, work_dir, options):
@@ -368,3 +371,27 @@ def test_a_label_out_of_range_is_refused_by_workers_and_in_testing(data, tmp_pat
     cfg.visualizer.name = 'labels-in-testing'
     with pytest.raises(DataError, match=text):
         Runner.from_cfg(cfg).test()
+
+
+def test_a_label_out_of_range_is_refused_where_the_crop_leaves_it_out(data):
+    """Unless a step before the crop gives it another number."""
+
+    def mark_a_corner(label_map):
+        label_map[0, 0] = 9
+        return label_map
+
+    labels(mark_a_corner)(data)
+    init_default_scope('mmseg')
+    read, crop = dict(type='LoadAnnotations'), dict(type='RandomCrop', crop_size=(8, 8))
+    ignore = dict(type='convnext_dense.IgnoreLabels', labels=[9])
+
+    def load(*steps):
+        np.random.seed(0)  # the crop leaves the corner out
+        pipeline = CheckedPipeline(Compose(steps), ('class',) * 8, {255}, '')
+        image = np.zeros((*Image.open(data / LABELS).size[::-1], 3), np.uint8)
+        sample = dict(img=image, seg_map_path=str(data / LABELS), seg_fields=[])
+        return pipeline(dict(sample, img_shape=image.shape[:2], reduce_zero_label=False))
+
+    with pytest.raises(DataError, match='9 .1 pixels.; the 8 classes are 0 to 7'):
+        load(read, crop)
+    assert load(read, ignore, crop)['gt_seg_map'].max() < 8

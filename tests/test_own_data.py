@@ -6,8 +6,12 @@ import shlex
 import shutil
 
 import pytest
+import torch
+from mmengine.registry import init_default_scope
 
 from conftest import ROOT, run
+from convnext_dense.inference.building import build
+from convnext_dense.training.running import load_config
 
 PAGE = (ROOT / 'docs/own-data.md').read_text()
 FILES = dict(re.findall(r'```python (\S+)\n(.*?)```', PAGE, re.DOTALL))
@@ -59,6 +63,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize('name', [name for name, text in FILES.items() if '_base_' in text])
+def test_every_config_of_the_page_takes_an_image(folder, name):
+    cfg = load_config(str(folder / name), [], str(folder / 'work'))
+    init_default_scope(cfg.default_scope)
+    model = build(cfg.model, 'cpu')
+    run_part = model.extract_feat if 'detector' in name else model
+    with torch.no_grad():
+        run_part(torch.zeros(1, 3, 64, 64))  # widths that do not fit raise
+
+
 def follow(folder, name, more, last):
     """Run the page's commands on a short config that inherits ``name``."""
     (folder / 'short.py').write_text(SHORT.format(name=name) + more)
@@ -74,6 +88,7 @@ def follow(folder, name, more, last):
     return output
 
 
+@pytest.mark.slow
 def test_own_coco_data(real_data, folder):
     (folder / 'data/mine').symlink_to(real_data('coco_tiny'))
     truth = json.loads((folder / 'data/mine/annotations/instances_train2017.json').read_text())
@@ -81,6 +96,7 @@ def test_own_coco_data(real_data, folder):
     assert 'segm_mAP' in follow(folder, 'my_detector.py', DETECTOR, 'epoch_1')
 
 
+@pytest.mark.slow
 def test_own_label_maps(real_data, folder):
     source = real_data('camvid')
     for split in ('train', 'val'):

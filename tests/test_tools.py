@@ -271,7 +271,8 @@ def test_killed_and_resumed_equals_uninterrupted(task, scenes, tmp_path):
     process = start(*command, '--work-dir', folders[1])
     stop(process, folders[1] / FIRST[task], signal.SIGKILL)
     assert not (folders[1] / LAST[task]).exists()
-    run(*command, '--work-dir', folders[1], '--resume')
+    printed = run(*command, '--work-dir', folders[1], '--resume')
+    assert 'Could not safely load' not in printed  # MMEngine then reads by running code
 
     whole, killed = map(losses, folders)
     assert whole.keys() == killed.keys() and len(whole) == 12
@@ -282,7 +283,7 @@ def test_killed_and_resumed_equals_uninterrupted(task, scenes, tmp_path):
 
 
 def test_random_states_survive_a_checkpoint_that_is_moved_to_another_device(tmp_path):
-    """Where tensors go to, arrays do not."""
+    """Where tensors go to, bytes do not. They are read without running code."""
 
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()
@@ -291,7 +292,7 @@ def test_random_states_survive_a_checkpoint_that_is_moved_to_another_device(tmp_
     torch.save(get_random_states(), path)
     drawn = draw()
     assert draw() != drawn
-    set_random_states(torch.load(path, map_location='meta', weights_only=False))
+    set_random_states(torch.load(path, map_location='meta', weights_only=True))
     assert draw() == drawn
 
 
@@ -333,7 +334,7 @@ def test_two_processes_train_and_resume(scenes, tmp_path):
     run(*launch, '--resume', *demo_options('coco', scenes, **options), env=env)
     first, last = (load(tmp_path / f'iter_{n}.pth') for n in (2, 4))
     states = first['random_states']['ranks']
-    assert len(states) == 2 and (states[0]['torch'] != states[1]['torch']).any()
+    assert len(states) == 2 and states[0]['torch'] != states[1]['torch']
     assert last['meta']['iter'] == 4
     assert next(iter(last['optimizer']['state'].values()))['step'] == 4
 

@@ -1,7 +1,7 @@
 """A data pipeline whose samples are looked at as they are read."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from . import images
 from .problems import Problem, refuse
 
+FRAMEWORKS = 'mmcv', 'mmdet', 'mmseg'  # whose steps after reading keep the labels' numbers
 FILES = 'img_path', 'seg_map_path'  # keys of a sample
 
 
@@ -34,6 +35,7 @@ class CheckedPipeline:
     def __init__(self, pipeline, classes: tuple[str, ...], ignored: set[int], ann_file: str):
         self.pipeline, self.classes, self.ignored = pipeline, classes, ignored
         self.ann_file = ann_file
+        self._labels_after = _last_that_may_renumber(pipeline.transforms)
 
     def __getattr__(self, name: str):
         if name == 'pipeline':  # while it is unpickled
@@ -50,7 +52,7 @@ class CheckedPipeline:
             ori_shape=self._size, gt_seg_map=self._label_map, gt_bboxes=self._boxes
         )
         result: Any = sample
-        for step in self.pipeline.transforms:
+        for i, step in enumerate(self.pipeline.transforms):
             try:
                 result = step(result)
             except Exception as error:
@@ -59,10 +61,8 @@ class CheckedPipeline:
                 return result
             for key in [key for key in remaining if key in result]:
                 refuse(remaining.pop(key)(result))
-        if self.classes and hasattr(result.get('data_samples'), 'gt_sem_seg'):
-            labels = result['data_samples'].gt_sem_seg.data.numpy()
-            path = files.get('seg_map_path') or str(img_id)
-            refuse(images.label_problems(labels, path, self.classes, self.ignored)[1])
+            if self.classes and i == self._labels_after:
+                refuse(self._labels(result, files.get('seg_map_path') or str(img_id)))
         return result
 
     def _size(self, result: dict) -> Iterator[Problem]:
@@ -83,6 +83,15 @@ class CheckedPipeline:
             yield Problem('label map', path, detail)
         elif size and labels.shape != tuple(size[:2]):
             yield Problem('sizes differ', path, images.size_text(labels.shape, size, str(image)))
+
+    def _labels(self, result: dict, path: str) -> list[Problem]:
+        labels = result.get('gt_seg_map')
+        if labels is None:  # packed, or none were read
+            packed = getattr(result.get('data_samples'), 'gt_sem_seg', None)
+            if packed is None:
+                return []
+            labels = packed.data.numpy()
+        return images.label_problems(labels, path, self.classes, self.ignored)[1]
 
     def _boxes(self, result: dict) -> Iterator[Problem]:
         boxes = getattr(result['gt_bboxes'], 'tensor', result['gt_bboxes'])
@@ -105,6 +114,20 @@ class CheckedPipeline:
             return Problem('no segmentation', self.ann_file, detail, image)
         detail = f'{type(step).__name__} fails on it: {type(error).__name__}: {error}'
         return Problem('failed step', ' and '.join(sizes) or 'a sample', detail.strip(), image)
+
+
+def _last_that_may_renumber(steps: Sequence) -> int:
+    """Index of the step after which labels keep their numbers, and before which nothing is cropped
+    if possible: the last that reads label maps or is not of the frameworks."""
+    return max(
+        (
+            i
+            for i, step in enumerate(steps)
+            if type(step).__name__ == 'LoadAnnotations'
+            or type(step).__module__.partition('.')[0] not in FRAMEWORKS
+        ),
+        default=-1,
+    )
 
 
 def _annotations(path: str, sample: dict) -> str:

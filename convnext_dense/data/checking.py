@@ -113,7 +113,7 @@ def quick_problems(
                 problems += evaluator_problems(cfg, split, leaf)
                 problems += _evaluated_images(cfg, split, leaf)
             if model is not None:
-                problems += head_problems(model, split, leaf)
+                problems += head_problems(model, leaf)
     problems += _differences(splits)
     every = [leaf for dataset in splits.values() for leaf in leaves(dataset)]
     orders = list(_different_orders(every))
@@ -205,7 +205,7 @@ def _evaluated_images(cfg: Config, split: str, leaf) -> Iterator[Problem]:
             yield Problem('other images', path, detail)
 
 
-def head_problems(model: nn.Module, split: str, leaf) -> Iterator[Problem]:
+def head_problems(model: nn.Module, leaf) -> Iterator[Problem]:
     """Heads that predict another number of classes than a data set has.
 
     Left out are parts and types of heads with other classes (proposals, boundaries), panoptic data,
@@ -220,7 +220,7 @@ def head_problems(model: nn.Module, split: str, leaf) -> Iterator[Problem]:
         bases = {base.__name__ for base in type(module).__mro__}
         is_other = bases & OTHER_HEADS or any(part in name for part in OTHER_PARTS)
         if isinstance(count, int) and count != len(classes) and not is_other:
-            detail = f'it predicts {count} classes, the {split} data have {_few(classes)}'
+            detail = f'it predicts {count} classes, the data have {_few(classes)}'
             yield Problem(
                 'number of classes', f'{name or "model"} ({type(module).__name__})', detail
             )

@@ -113,7 +113,12 @@ def label_problems(
     Returns:
         Class -> number of pixels, and what is wrong.
     """
-    numbers, counts = np.unique(labels, return_counts=True)
+    if labels.dtype == np.uint8:  # as mmseg reads them; several times as fast
+        counts = np.bincount(labels.ravel())
+        numbers = counts.nonzero()[0]
+        counts = counts[numbers]
+    else:
+        numbers, counts = np.unique(labels, return_counts=True)
     pixels = Counter({int(label): int(count) for label, count in zip(numbers, counts)})
     known = {label: count for label, count in pixels.items() if label not in ignored}
     problems = []

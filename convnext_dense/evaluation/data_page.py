@@ -38,9 +38,9 @@ def head_report(cfg: Config) -> list[Report]:
         ) from error
     problems = dict.fromkeys(
         problem
-        for split, leaf in data_sets(cfg)
+        for _, leaf in data_sets(cfg)
         if classes_of(leaf)
-        for problem in head_problems(model, split, leaf)
+        for problem in head_problems(model, leaf)
     )
     return [Report('all', 'the model', 'its heads', 0, Counter(), list(problems))]
 

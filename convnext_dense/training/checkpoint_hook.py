@@ -240,15 +240,14 @@ def sharded_tensors(model: Any, checkpoint: Mapping) -> dict[str, torch.Tensor] 
 def get_random_states() -> dict:
     """The states of this process's random generators.
 
-    As arrays: MMEngine moves tensors of a resumed checkpoint to the GPU.
+    As bytes and numbers: torch reads these without running code, and MMEngine would move tensors
+    of a resumed checkpoint to the GPU.
     """
-    states = dict(
-        python=random.getstate(),
-        numpy=np.random.get_state(legacy=False),
-        torch=torch.get_rng_state().numpy(),
-    )
+    generator = np.random.get_state(legacy=False)
+    generator['state']['key'] = generator['state']['key'].tolist()
+    states = dict(python=random.getstate(), numpy=generator, torch=_bytes(torch.get_rng_state()))
     if torch.cuda.is_available():
-        states['cuda'] = torch.cuda.get_rng_state().numpy()
+        states['cuda'] = _bytes(torch.cuda.get_rng_state())
     return states
 
 
@@ -256,9 +255,17 @@ def set_random_states(states: dict) -> None:
     """Put this process's random generators into ``states``, as ``get_random_states`` gives them."""
     random.setstate(states['python'])
     np.random.set_state(states['numpy'])
-    torch.set_rng_state(torch.from_numpy(states['torch']))
+    torch.set_rng_state(_tensor(states['torch']))
     if 'cuda' in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(torch.from_numpy(states['cuda']))
+        torch.cuda.set_rng_state(_tensor(states['cuda']))
+
+
+def _bytes(state: torch.Tensor) -> bytes:
+    return state.numpy().tobytes()
+
+
+def _tensor(state: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
 
 
 def _sampler(runner):

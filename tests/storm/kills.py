@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from convnext_dense import config
@@ -351,8 +350,6 @@ def differing(a, b, name: str) -> list[str]:
         ]
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         same = a.dtype == b.dtype and torch.equal(a, b)
-    elif isinstance(a, np.ndarray):
-        same = np.array_equal(a, b)
     else:
         same = type(a) is type(b) and a == b
     return [] if same else [name]
