@@ -6,14 +6,23 @@ from functools import partial
 
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from PIL import Image
 
 from conftest import DEMO
-from convnext_dense import ConfigError, fast_path
+from convnext_dense import ConfigError
 from convnext_dense.commands.benchmark import main
-from convnext_dense.evaluation import backbones, peers
+from convnext_dense.config_names import read_config
+from convnext_dense.evaluation import backbones, peers, whole_models
 from convnext_dense.evaluation.processes import Process
-from convnext_dense.evaluation.timing import Measurement, figures, interleaved, peak_memory
+from convnext_dense.evaluation.timing import (
+    Measurement,
+    figures,
+    interleaved,
+    interval,
+    peak_memory,
+)
+from convnext_dense.inference.building import build
 
 
 @pytest.fixture
@@ -64,10 +73,34 @@ def test_training_of_backbones_side_by_side(measure, monkeypatch):
 
 
 def test_whole_models(measure, quick_processes):
-    report, _, output = measure(*DEMO.values(), '--size', '1x128x128', '--runs', '1')
-    names = {'plain operators', 'convnext_dense', 'convnext_dense, fused'}
-    assert [set(result['rows']) for result in report['results']] == [names] * 2
+    report, _, output = measure(*DEMO.values(), '--size', '1x128x128', '--runs', '2')
+    names = {*whole_models.IN_TRAINING, whole_models.FUSED}
+    for result in report['results']:
+        assert set(result['rows']) == names
+        assert all(row['error'] < 1e-5 for row in result['rows'].values())
     assert 'mask-rcnn' in output
+
+
+def test_training_of_whole_models(measure, quick_processes):
+    command = '--size', '2x128x128', '--runs', '2', '--train'
+    report, page, output = measure(*DEMO.values(), *command)
+    names = set(whole_models.IN_TRAINING)
+    assert [set(result['rows']) for result in report['results']] == [names] * 2
+
+
+def test_whole_models_are_what_their_rows_say():
+    """The zoo's has nothing of ours in it; the heads of the second row are the host's."""
+    cfg = read_config(DEMO['ade'])
+    init_default_scope('mmseg')
+    for name, parts in (
+        (whole_models.ZOO, set()),
+        (whole_models.HOST_HEADS, {'backbone'}),
+        (whole_models.OURS, {'backbone', 'heads'}),
+    ):
+        model = whole_models._named(name, build(cfg.model, 'cpu'))
+        modules = {type(module).__module__ for module in model.modules()}
+        ours = {module.split('.')[1] for module in modules if module.startswith('convnext_dense')}
+        assert ours & {'backbone', 'heads'} == parts
 
 
 def test_what_cannot_be_measured_is_told(capsys, tmp_path):
@@ -92,24 +125,15 @@ def test_other_networks_are_not_timed(monkeypatch):
         peers.candidate('timm', scenario, 'cpu', expected)
 
 
-def test_plain_operators_are_plain(monkeypatch):
-    """The row of that name in the comparison of whole models."""
-    scenario, calls, cut = peers.Scenario(DEMO['ade'], '1x128x128'), [], fast_path.chunks
-    monkeypatch.setattr(fast_path, 'FEW_VALUES', 0)
-    monkeypatch.setattr(fast_path, 'chunks', lambda x: calls.append(1) or cut(x))
-    for name, is_plain in (('plain operators', True), ('convnext_dense', False)):
-        calls.clear()
-        backbones.whole_model(name, scenario, 'cpu').function()
-        assert bool(calls) != is_plain
-
-
 def test_figures_are_relative_to_the_best_peer():
     rows = {
         'convnext_dense': Measurement([1.0] * 3, 30),
         'timm': Measurement([2.0] * 3, 60),
         'torchvision': Measurement([4.0] * 3, 20),
     }
-    assert figures(rows)['convnext_dense'] == (1.0, 0.0, 2.0, 30e-6, 1.5)
+    assert figures(rows)['convnext_dense'] == (1.0, 0.0, 2.0, 2.0, 2.0, 30e-6, 1.5)
+    low, high = interval([2.0, 2.2, 1.8], [1.0, 1.0, 1.0])
+    assert 1.7 < low < 2 < high < 2.3
 
 
 def test_errors_in_a_process_are_told():

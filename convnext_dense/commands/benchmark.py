@@ -1,13 +1,16 @@
 """Speed and memory of ConvNeXt here and in other libraries, side by side in one run; or of whole
-configs, fused or not.
+models.
 
     convnext-dense benchmark                  the suite: several sizes and precisions
     convnext-dense benchmark --arch base --size 1x512x512 --dtype bfloat16
     convnext-dense benchmark --size 2x512x512 --train
-    convnext-dense benchmark CONFIG [CONFIG ...] --size 1x800x1280
+    convnext-dense benchmark CONFIG [CONFIG ...] --size 1x800x1280 [--train]
 
-Backbones get the same random weights, each peer the memory format in which it is faster, and no
-model is timed whose maps are not those of the float64 network. Every model has a process of its
+A config's model is timed as the zoos have it (mmpretrain's backbone under the heads of mmdet or
+mmseg), with our backbone under these heads, as it is here, and fused.
+
+All get the same random weights, backbones of peers the memory format in which they are
+faster, and no model is timed whose maps are not those of the float64 network. Every model has a process of its
 own, and their runs take turns. Memory is the allocator's peak above the weights, outputs included;
 of a training step without the gradients of the weights, which all hold alike.
 """
@@ -58,7 +61,7 @@ def main(argv=None):
         console.print(f'not compared: {names} (pip install "convnext_dense[peers]")', markup=False)
     if args.configs:
         size = args.size or '1x800x1280'
-        scenarios = [Scenario(path, size, args.dtype) for path in args.configs]
+        scenarios = [Scenario(path, size, args.dtype, args.train) for path in args.configs]
     elif args.size:
         scenarios = [Scenario(args.arch, args.size, args.dtype, args.train)]
     else:

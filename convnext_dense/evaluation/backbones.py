@@ -4,34 +4,30 @@ models, fused or not."""
 import copy
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from ..architectures import ARCHITECTURES
-from ..config_names import read_config
 from ..data.pictures import save_figure
-from ..fast_path import plain_operators
-from ..folding import fuse
-from ..inference.building import build
 from ..printing import markdown_table, paragraph, progress
-from .flops import Counter, samples
+from .flops import Counter
 from .peers import OURS, OURS_IN_TRAINING, PEERS, Scenario, candidate, common, images_of, official
 from .processes import Process
 from .timing import Candidate, Measurement, figures, interleaved, product_rate
+from .whole_models import FUSED, IN_TRAINING, whole_model
 
 SMALLEST_SHARE = 0.03  # of the time, of a part that the page names
-WHOLE = ('plain operators', 'convnext_dense', 'convnext_dense, fused')
 COLUMNS = {  # title of each of the Figures -> how they are written
     'median, s': '.3f',
     'spread': '.0%',
     'speed': '.2f',
+    'from': '.2f',
+    'to': '.2f',
     'memory, MB': '.0f',
     'memory': '.2f',
 }
@@ -69,7 +65,7 @@ class Result(NamedTuple):
 
 def benchmark(scenario: Scenario, device: str, runs: int, is_compiled: bool = False) -> Result:
     """Our backbone in its forms beside the same in every library that has it; or, where
-    ``scenario.arch`` is the path of a config, its model in plain operators, as it is, and fused.
+    ``scenario.arch`` is the path of a config, its model as the zoos have it, as here, and fused.
 
     Args:
         runs: calls of each that are timed.
@@ -85,7 +81,8 @@ def benchmark(scenario: Scenario, device: str, runs: int, is_compiled: bool = Fa
         if is_backbone:
             processes = start_backbones(scenario, device, f'{folder}/expected.pt', is_compiled)
         else:
-            processes = {name: Process(whole_model, name, scenario, device) for name in WHOLE}
+            names = IN_TRAINING if scenario.train else (*IN_TRAINING, FUSED)
+            processes = {name: Process(whole_model, name, scenario, device) for name in names}
         try:
             rows = measured(scenario, processes, runs)
             if not is_backbone or scenario.train:
@@ -153,22 +150,6 @@ def backbone(
     return candidate(name, scenario, device, torch.load(path), is_compiled)
 
 
-def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
-    """Inference of a config's model, whose weights are random."""
-    images = images_of(scenario.size)
-    cfg = read_config(scenario.arch)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = build(cfg.model, device)
-    batch = samples(model, images) * len(images)
-    model = fuse(model) if name.endswith('fused') else model
-
-    def predict():
-        with torch.no_grad(), plain_operators() if name == 'plain operators' else nullcontext():
-            return model(images.to(device), copy.deepcopy(batch), mode='predict')
-
-    return Candidate(predict, device)
-
-
 # ---- the page and the plot ----
 
 
@@ -210,7 +191,8 @@ def report(results: Iterable[Result], about: dict[str, Any]) -> str:
     introduction = (
         f'Made by `convnext-dense benchmark`: {facts}. '
         'Each model in a process of its own. Speed is relative to the fastest peer, memory to the '
-        'lightest; error is that of the worst map relative to float64; spread is the middle half '
+        'lightest; from and to are the ends of the 95 % interval of the speed, over pairs of runs '
+        'in turns; error is that of the worst map relative to float64; spread is the middle half '
         'of the runs.'
     )
     blocks = ['# Benchmark', paragraph(introduction), '![the same as bars](benchmark.png)']

@@ -6,9 +6,9 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -71,6 +71,8 @@ class Figures(NamedTuple):
     median: float  # seconds
     spread: float  # the middle half of the runs, as a share of the median
     speed: float  # relative to the fastest peer
+    low: float  # ends of the 95 % interval of that speed
+    high: float
     megabytes: float
     relative_memory: float  # to the lightest peer's
 
@@ -78,15 +80,29 @@ class Figures(NamedTuple):
 def figures(rows: Mapping[str, Measurement]) -> dict[str, Figures]:
     """Name of a model -> its figures. Peers are all models but those of ``convnext_dense``."""
     peers = [row for name, row in rows.items() if not name.startswith('convnext_dense')]
-    quickest = min((row.median for row in peers), default=math.nan)
+    quickest = min(peers, key=lambda row: row.median, default=None)
     lightest = min((row.memory for row in peers), default=math.nan)
     result = {}
     for name, row in rows.items():
         times, quarter = sorted(row.seconds), len(row.seconds) // 4
         spread = (times[-1 - quarter] - times[quarter]) / row.median
-        speed, relative_memory = quickest / row.median, row.memory / lightest
-        result[name] = Figures(row.median, spread, speed, row.memory / 1e6, relative_memory)
+        speed = quickest.median / row.median if quickest else math.nan
+        ends = interval(quickest.seconds, row.seconds) if quickest else (math.nan, math.nan)
+        memory = row.memory / 1e6, row.memory / lightest
+        result[name] = Figures(row.median, spread, speed, *ends, *memory)
     return result
+
+
+def interval(seconds: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Between which ratios ``seconds / others`` lies, with 95 % confidence; of calls in turns.
+
+    The logarithms of the pairs' ratios are taken to be normally distributed.
+    """
+    ratios = [math.log(first / second) for first, second in zip(seconds, others)]
+    if len(ratios) < 2:
+        return math.nan, math.nan
+    half = 2.1 * stdev(ratios) / math.sqrt(len(ratios))  # 2.1: Student's t of about 15 pairs
+    return math.exp(mean(ratios) - half), math.exp(mean(ratios) + half)
 
 
 def interleaved(

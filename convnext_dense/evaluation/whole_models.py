@@ -1,0 +1,144 @@
+"""Whole detectors and segmentors to time: a config's model as the zoos have it, and as here."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ..backbone import ConvNeXt
+from ..config_names import read_config
+from ..errors import ConfigError
+from ..folding import fuse
+from ..inference.building import build
+from ..printing import quiet
+from ..rearranging import rearrange
+from ..swap.noise import noise_batch
+from ..weights import convert
+from .flops import samples
+from .peers import BOUND, Scenario, autocast, images_of, randomise, worst
+from .timing import Candidate
+
+ZOO, HOST_HEADS, OURS, FUSED = (
+    "mmpretrain's backbone",
+    'convnext_dense, heads of the host',
+    'convnext_dense',
+    'convnext_dense, fused',
+)
+IN_TRAINING = ZOO, HOST_HEADS, OURS
+
+
+def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
+    """A config's model with random weights, the same under every name.
+
+    Args:
+        name: ``ZOO``: mmpretrain's ConvNeXt under the heads of mmdet or mmseg; ``HOST_HEADS``: our
+            backbone under these; ``OURS``: with ``rearrange``; ``FUSED``: with ``fuse``.
+        scenario: its ``dtype`` is that of autocast.
+
+    Returns:
+        Inference up to boxes, masks or labels; or forward, losses and backward. The error is that
+        of the logits, or of a detector's maps, relative to float64. ``ZOO`` is not available where
+        mmpretrain is not installed.
+
+    Raises:
+        ConfigError: its outputs are not those of the same model in float64.
+    """
+    cfg = read_config(scenario.arch)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    torch.manual_seed(0)
+    model = randomise(build(cfg.model, 'cpu'))
+    images = images_of(scenario.size)
+    expected = _outputs(copy.deepcopy(model).double(), images.double())
+    try:
+        model = _named(name, model)
+    except ImportError:
+        return Candidate(lambda: None, device, is_available=False)
+    dtype = getattr(torch, scenario.dtype)
+    context = partial(autocast, device, dtype)
+    with context():
+        error = worst(_outputs(model, images), expected)
+    if not error < BOUND[scenario.dtype]:
+        raise ConfigError(f'{name} is another model: its outputs differ by {error:.2g}')
+    model.to(device)
+    make = _training_step if scenario.train else _prediction
+    return Candidate(make(model, cfg, images, context), device, error)
+
+
+def _named(name: str, model: nn.Module) -> nn.Module:
+    if name == FUSED:
+        return fuse(model)
+    if name == OURS:
+        rearrange(model)
+        return model
+    _undo_rearranging(model)
+    if name == ZOO:
+        for parent in list(model.modules()):
+            for child, module in parent.named_children():
+                if type(module) is ConvNeXt:
+                    setattr(parent, child, _of_mmpretrain(module))
+    return model
+
+
+def _undo_rearranging(model: nn.Module) -> None:
+    if hasattr(model, 'decode_head'):
+        from ..heads import REARRANGED
+
+        hosts: dict[type, type] = {rearranged: host for host, rearranged in REARRANGED.items()}
+        for module in model.modules():
+            if type(module) in hosts:
+                module.__class__ = hosts[type(module)]
+
+
+def _of_mmpretrain(net: ConvNeXt) -> nn.Module:
+    with quiet():  # it says which optional packages it lacks
+        from mmpretrain.models import ConvNeXt as Theirs
+    depths, dims, generation, _ = net.architecture
+    v2 = dict(use_grn=True, layer_scale_init_value=0.0) if generation == 2 else {}
+    model = Theirs(
+        dict(depths=list(depths), channels=list(dims)),
+        out_indices=net.out_indices,
+        gap_before_final_norm=False,
+        **v2,
+    )
+    model.load_state_dict(convert(net.state_dict(), 'mmpretrain').tensors)
+    model.train(net.training)  # not chained: it returns None
+    return model
+
+
+def _outputs(model: Any, images: Tensor) -> list[Tensor]:
+    """Logits of a segmentor, maps of a detector's neck."""
+    with torch.no_grad():
+        if not hasattr(model, 'decode_head'):
+            return list(model.extract_feat(images))
+        logits = model(images)
+        return list(logits) if isinstance(logits, (list, tuple)) else [logits]
+
+
+def _prediction(model: Any, cfg: Config, images: Tensor, context: Callable) -> Callable:
+    device = next(model.parameters()).device
+    images, batch = images.to(device), samples(model, images) * len(images)
+
+    def predict():
+        with torch.no_grad(), context():
+            return model(images, copy.deepcopy(batch), mode='predict')
+
+    return predict
+
+
+def _training_step(model: Any, cfg: Config, images: Tensor, context: Callable) -> Callable:
+    height, width = images.shape[2:]
+    batch = noise_batch(cfg, images.shape[1], (height, width), len(images))
+    batch = model.train().data_preprocessor(batch, training=True)
+
+    def step():
+        model.zero_grad(set_to_none=False)  # so that gradients are not counted as activations
+        with context():
+            losses = model(batch['inputs'], copy.deepcopy(batch['data_samples']), mode='loss')
+        model.parse_losses(losses)[0].backward()
+
+    return step
