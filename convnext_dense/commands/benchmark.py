@@ -9,8 +9,8 @@ models.
 A config's model is timed as the zoos have it (mmpretrain's backbone under the heads of mmdet or
 mmseg), with our backbone under these heads, as it is here, and fused.
 
-All get the same random weights, backbones of peers the memory format in which they are
-faster, and no model is timed whose maps are not those of the float64 network. Every model has a process of its
+All get the same random weights, backbones of peers the memory format in which they are faster, and
+no model is timed whose maps are not those of the float64 network. Every model has a process of its
 own, and their runs take turns. Memory is the allocator's peak above the weights, outputs included;
 of a training step without the gradients of the weights, which all hold alike.
 """
