@@ -164,7 +164,7 @@ def test_detectors_take_part_by_their_precision(scenes, tmp_path):
     config, checkpoint = str(tmp_path / 'config.py'), str(tmp_path / 'model.pth')
     cfg.dump(config)
     save_checkpoint(cfg, checkpoint)
-    subject = ModelUnderTest(config, checkpoint, is_fused=True)
+    subject = ModelUnderTest(config, checkpoint, form='fused')
     assert set(subject.score()['metrics']) == {'bbox_mAP', 'segm_mAP'}
     assert min(subject.seconds()[0]) > 0
     with pytest.raises(ConfigError, match='cannot merge masks'):
@@ -281,7 +281,7 @@ def test_models_get_names_that_differ(tmp_path):
         ('b_x', str(tmp_path / 'b_x' / 'best_mIoU.pth')),
     ]
     names = ('a_x', 'a_x, fused', 'b_x')
-    rows = [Row(name, 'config.py', is_fused='fused' in name) for name in names]
+    rows = [Row(name, 'config.py', form='fused' * ('fused' in name)) for name in names]
     page.set_labels(rows)
     assert [row.label for row in rows] == ['a', 'a, fused', 'b']
     assert [entry.name for entry in find(['m.py=1.pth', 'm.py=2.pth'])] == ['m 1', 'm 2']
@@ -298,14 +298,14 @@ def test_a_row_is_kept_until_something_changes_that_it_depends_on(scenes, tmp_pa
     checkpoint = tmp_path / 'model.pth'
     checkpoint.write_bytes(b'1')
 
-    def key(is_fused=False, tta=False, examples=4, device='cpu'):
-        return row_key(cfg, str(checkpoint), is_fused, tta, examples, device)
+    def key(form='', tta=False, examples=4, device='cpu'):
+        return row_key(cfg, str(checkpoint), form, tta, examples, device)
 
     first = key()
     assert key() == first
     keep(tmp_path / 'row.json', Row('a', 'a.py', key=first, metrics=dict(mIoU=1.0)).known())
     assert Row(**load_kept(tmp_path / 'row.json', first)).metrics == dict(mIoU=1.0)
-    keys = [first, key(is_fused=True), key(tta=True), key(examples=2), key(device='cuda')]
+    keys = [first, key(form='fused'), key(tta=True), key(examples=2), key(device='cuda')]
     checkpoint.write_bytes(b'22')
     keys.append(key())
     image = min((tmp_path / 'data' / 'images' / 'test').iterdir())

@@ -10,10 +10,11 @@
         convnext-dense compare 'demo/*_street' --train --data-root FOLDER
 
 Prints a table, and leaves it in --out with a page of plots and pictures. Any model of mmseg takes
-part, and models on ConvNeXt a second time, fused. Each has a process of its own. Speed is
-measured at the end, of all models in turns, so that what else the machine does hits all alike. A
-model that fails gets a row that says why. Finished rows are kept in --out: the same command goes
-on after an interruption. Detectors of mmdet are compared by AP likewise.
+part, and models on ConvNeXt a second time, fused; with --dtype bf16, in that as well. Each has a
+process of its own. Speed is measured at the end, of all models in turns, so that what else the
+machine does hits all alike. A model that fails gets a row that says why. Finished rows are kept in
+--out: the same command goes on after an interruption. Detectors of mmdet are compared by AP
+likewise.
 """
 
 import sys
@@ -28,7 +29,7 @@ from ..errors import ConfigError
 from ..evaluation.segmentors import Options, compare, find
 from ..evaluation.segmentors_page import table
 from ..printing import console
-from .shared import add_device, errors_as_messages, make_parser
+from .shared import add_device, add_dtype, errors_as_messages, make_parser
 
 HELP = dict(
     models='a config, with its checkpoint behind =; a pattern of recipes; or a folder of work dirs',
@@ -66,6 +67,7 @@ def main(argv=None):
         add(f'--{name}', type=int, default=count, help=f'{text} (default: {count})')
     add('--threads', type=int, help="default: torch's, the number of cores")
     add_device(parser)
+    add_dtype(parser, 'bf16: a row more of each model, in bfloat16')
     add('--out', default='work_dirs/benchmark_segmentation', type=Path, help=HELP['out'])
     args = parser.parse_args(argv)
     if (args.classes or args.ignore) and not args.data_root:

@@ -15,8 +15,9 @@ import warnings
 from pathlib import Path
 
 from ..errors import WeightsError
+from ..inference.precision import to_bf16
 from ..inference.prediction import Predictions, inferencer
-from .shared import add_device, errors_as_messages, make_parser
+from .shared import add_device, add_dtype, errors_as_messages, make_parser
 
 
 @errors_as_messages()
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     add('--out', type=Path, default=Path('work_dirs/predictions'), help=out)
     add('--score', type=float, default=0.3, help='least score that is drawn (default: 0.3)')
     add_device(parser)
+    add_dtype(parser, 'bf16: convolutions and products in bfloat16, if that is faster here')
     args = parser.parse_args(argv)
     if not args.input.exists():
         parser.error(f'no image, folder or video at {args.input}')
@@ -44,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         configs = sorted(str(path) for path in Path(args.checkpoint).parent.glob('*.py'))
         hint = f'\nThe config of that training may be {configs[0]}' if configs else ''
         raise WeightsError(f'{error}{hint}') from error
+    if args.dtype == 'bf16':
+        to_bf16(predictor.model, args.device)
     predictions = Predictions(predictor, args.out, args.score)
     try:
         predictions.run(args.input)

@@ -32,6 +32,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dtype(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument('--dtype', choices=('fp32', 'bf16'), default='fp32', help=text)
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Of commands that read the data of a config."""
     data_root = 'folder of the data, in place of the one that the config names'

@@ -9,9 +9,12 @@ Metrics are printed and written to WORK_DIR/TIMESTAMP/*.json.
 
 from pathlib import Path
 
+from mmengine.device import get_device
+
 from ..evaluation.test_time_augmentation import with_test_time_augmentation
+from ..inference.precision import to_bf16
 from ..training.running import annotations_explained, build_runner, fit_to_machine, load_config
-from .shared import add_run_arguments, errors_as_messages, make_parser
+from .shared import add_dtype, add_run_arguments, errors_as_messages, make_parser
 
 
 @errors_as_messages()
@@ -22,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     add('checkpoint', help='path or URL of the trained model')
     add('--show-dir', help='draw predictions beside the truth into this folder')
     add('--tta', action='store_true', help='test-time augmentation: multi-scale and flip')
+    add_dtype(parser, 'bf16: convolutions and products in bfloat16, if that is faster here')
     args = parser.parse_args(argv)
     if '://' not in args.checkpoint and not Path(args.checkpoint).exists():
         parser.error(f'no checkpoint at {args.checkpoint}')
@@ -37,4 +41,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error('--show-dir: this config has no default_hooks.visualization')
         cfg.default_hooks.visualization.update(draw=True, interval=1)
     with annotations_explained(cfg):
-        build_runner(with_test_time_augmentation(cfg) if args.tta else cfg).test()
+        runner = build_runner(with_test_time_augmentation(cfg) if args.tta else cfg)
+        if args.dtype == 'bf16':
+            to_bf16(runner.model, get_device())
+        runner.test()

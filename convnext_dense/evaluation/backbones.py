@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..architectures import ARCHITECTURES
 from ..data.pictures import save_figure
+from ..inference.precision import product_rate
 from ..printing import markdown_table, paragraph, progress
 from .flops import Counter
 from .peers import OURS, OURS_IN_TRAINING, PEERS, Scenario, candidate, common, images_of, official
 from .processes import Process
-from .timing import Candidate, Measurement, figures, interleaved, product_rate
+from .timing import Candidate, Measurement, figures, interleaved
 from .whole_models import FUSED, IN_TRAINING, whole_model
 
 SMALLEST_SHARE = 0.03  # of the time, of a part that the page names

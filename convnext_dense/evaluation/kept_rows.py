@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from ..data.locating import data_paths
 
-FORMAT = 3  # of what is kept; what an older version has left in another format is measured anew
+FORMAT = 4  # of what is kept; what an older version has left in another format is measured anew
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Row:
     config: str  # path
     checkpoint: str | None = None  # path or URL; None: it is still to be trained
     folder: str = ''  # of its label maps and its config, below that of the page
-    is_fused: bool = False  # the weights of the row before, through convnext_dense.fuse
+    form: str = ''  # 'fused', 'bf16' or 'fused, bf16': of the weights of the row without
     is_ours: bool = False  # it has a backbone of this package
     label: str = ''  # its name in tables and plots
     meaning: str | None = None  # of the labels, in a line; None of a detector
@@ -57,15 +57,13 @@ class Row:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def row_key(
-    cfg: Config, checkpoint: str, is_fused: bool, tta: bool, examples: int, device: str
-) -> str:
+def row_key(cfg: Config, checkpoint: str, form: str, tta: bool, examples: int, device: str) -> str:
     """Of all that the scores, the memory and the saved label maps of a row depend on."""
     path = Path(checkpoint)
     stamp = (path.stat().st_size, path.stat().st_mtime) if path.exists() else None
     weights = checkpoint, stamp
     return _hash(
-        FORMAT, cfg.pretty_text, data_stamp(cfg, 'test'), weights, is_fused, tta, examples, device
+        FORMAT, cfg.pretty_text, data_stamp(cfg, 'test'), weights, form, tta, examples, device
     )
 
 

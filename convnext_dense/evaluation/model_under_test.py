@@ -18,6 +18,7 @@ from ..data.pictures import save_labels
 from ..errors import ConfigError
 from ..folding import fuse
 from ..inference.building import build, load
+from ..inference.precision import to_bf16
 from ..printing import progress, quiet
 from .flops import count
 from .test_time_augmentation import with_test_time_augmentation
@@ -32,7 +33,8 @@ class ModelUnderTest:
 
     Args:
         config, checkpoint: paths.
-        is_fused: test what ``convnext_dense.fuse`` makes of the model.
+        form: ``'fused'``: test what ``convnext_dense.fuse`` makes of the model; ``'bf16'``: what
+            ``to_bf16`` makes of it; ``'fused, bf16'``.
         folder: where ``score`` saves a segmentor's label maps: ``predictions/`` of all test
             images, and ``truth/`` of the examples.
         device: ``'cpu'`` or ``'cuda'``.
@@ -47,7 +49,7 @@ class ModelUnderTest:
         self,
         config: str,
         checkpoint: str,
-        is_fused: bool = False,
+        form: str = '',
         folder: str = '',
         device: str = 'cpu',
         batch: int = 1,
@@ -60,7 +62,9 @@ class ModelUnderTest:
         load(self.model, checkpoint)
         # before some are folded into others
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.model = fuse(self.model) if is_fused else self.model
+        self.model = fuse(self.model) if 'fused' in form else self.model
+        if 'bf16' in form:
+            to_bf16(self.model, device)
         total = len(self.dataset)
         if not total:
             raise ConfigError('its test split has no images')

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -9,6 +10,9 @@ from typing import Any, Literal
 import torch
 
 from ..printing import quiet
+
+
+_starting = threading.Lock()  # libraries refuse to fork while another thread does
 
 
 class Process:
@@ -27,7 +31,8 @@ class Process:
         self.process = context.Process(
             target=_serve, args=(far_end, torch.get_num_threads(), make, args), daemon=True
         )
-        self.process.start()
+        with _starting:
+            self.process.start()
         far_end.close()
 
     def ask(self, question: str, seconds: float | None = None) -> Any:

@@ -34,7 +34,7 @@ class Entry(NamedTuple):
     name: str
     config: str  # path
     checkpoint: str | None  # path or URL; None: to be trained
-    is_fused: bool = False
+    form: str = ''  # as of a ``Row``
 
 
 class Options(NamedTuple):
@@ -51,6 +51,7 @@ class Options(NamedTuple):
     batch: int = 4  # images at once for the throughput
     examples: int = 4  # images on the page
     device: str = 'cpu'
+    dtype: str = 'fp32'  # 'bf16': a row more of each model
 
 
 def find(models: Sequence[str]) -> list[Entry]:
@@ -106,7 +107,7 @@ def _last(run):
 
 
 def compare(entries: Sequence[Entry], options: Options, command: str = '') -> list[Row]:
-    """Measure the models, and those on our ConvNeXt a second time, fused.
+    """Measure the models, and those on our ConvNeXt a second time, fused; if asked to, in bf16.
 
     A model that fails has an ``error`` in its row, and the others go on. Says on the terminal how
     far it is; leaves ``index.html``, ``results.csv`` and ``results.json`` in ``options.out``, and
@@ -126,9 +127,12 @@ def compare(entries: Sequence[Entry], options: Options, command: str = '') -> li
     for entry in entries:
         row = measured_row(entry, options, rows)
         rows.append(row)
-        if row.is_ours and not row.error:
-            fused = Entry(f'{entry.name}, fused', row.config, row.checkpoint, is_fused=True)
-            rows.append(measured_row(fused, options, rows))
+        forms = ['fused'] * row.is_ours
+        if options.dtype == 'bf16':
+            forms.append(', '.join([*forms, 'bf16']))
+        for form in forms if not row.error else []:
+            other = Entry(f'{entry.name}, {form}', row.config, row.checkpoint, form)
+            rows.append(measured_row(other, options, rows))
         page.write(rows, about, options.out)
     measure_speed([row for row in rows if not row.error], options)
     page.write(rows, about, options.out)
@@ -155,13 +159,13 @@ def measured_row(entry: Entry, options: Options, others: Sequence[Row]) -> Row:
             row.meaning = label_folder.meaning(cfg)
             if all(row.meaning != other.meaning for other in others):
                 _say(f'labels: {row.meaning}')
-        if not entry.is_fused:
+        if not entry.form:
             row.config = str(folder / 'config.py')
             cfg.dump(row.config)
         if row.checkpoint is None:
             row.checkpoint = train(entry.name, cfg, folder, options.train)
-        fused, device = entry.is_fused, options.device
-        row.key = row_key(cfg, row.checkpoint, fused, options.tta, options.examples, device)
+        form, device = entry.form, options.device
+        row.key = row_key(cfg, row.checkpoint, form, options.tta, options.examples, device)
         kept = load_kept(folder / 'row.json', row.key)
         if kept:
             _say(f'{entry.name}: kept')
@@ -199,7 +203,7 @@ def prepared_config(entry: Entry, options: Options, folder: Path) -> Config:
     path = find_config(entry.config)[0]
     if entry.checkpoint and '://' not in entry.checkpoint and not Path(entry.checkpoint).is_file():
         raise ConfigError(f'no checkpoint at {entry.checkpoint}')
-    if entry.is_fused:  # its config was prepared for the row before
+    if entry.form:  # its config was prepared for the row before
         return read_file(path)
     to_train = entry.checkpoint is None
     if to_train and not options.train and not (folder / 'train').exists():
@@ -265,7 +269,7 @@ def train(name: str, cfg: Config, folder: Path, is_allowed: bool) -> str:
 
 
 def _process(row, options, folder=''):
-    paths = row.config, row.checkpoint, row.is_fused, str(folder)
+    paths = row.config, row.checkpoint, row.form, str(folder)
     return Process(ModelUnderTest, *paths, options.device, options.batch, options.examples)
 
 

@@ -43,6 +43,7 @@ def latency(row: Row) -> float:
     return 1e3 * median(row.seconds or [nan])
 
 
+MARKERS = {'': 'o', 'fused': 's', 'bf16': 'D', 'fused, bf16': 'D'}  # form of a model -> its mark
 MEASUREMENTS = {
     'latency, ms': Figure(latency, 1),
     'p95, ms': Figure(lambda row: 1e3 * float(np.percentile(row.seconds or [nan], 95)), 1),
@@ -55,11 +56,16 @@ MEASUREMENTS = {
 
 def set_labels(rows: Sequence[Row]) -> None:
     """The names without the part behind the last ``_``, if that is the same of all models."""
-    names = [row.name.removesuffix(', fused') for row in rows]
+    names = [_base(row) for row in rows]
     ends = {name.rpartition('_')[2] for name in names}
     end = f'_{ends.pop()}' if len(set(names)) > 1 and len(ends) == 1 else ''
     for row, name in zip(rows, names):
-        row.label = name.removesuffix(end) + ', fused' * row.is_fused
+        row.label = name.removesuffix(end) + f', {row.form}' * bool(row.form)
+
+
+def _base(row):
+    """The name without the form."""
+    return row.name.removesuffix(f', {row.form}')
 
 
 def columns(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -119,7 +125,7 @@ def write(rows: Sequence[Row], about: dict, folder: Path) -> None:
 
     heading, texts = cells(rows)
     compared = [row for row in rows if not row.error]
-    unfused = [row for row in compared if not row.is_fused]  # fused, they predict the same
+    unfused = [row for row in compared if not row.form]  # else they predict the same, or nearly
     text = render(
         'segmentors_page.html',
         about=about,
@@ -151,8 +157,8 @@ def class_table(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, boo
 
 
 def model_colours(rows: Sequence[Row]) -> dict[str, str]:
-    """Name of a row -> ``#rrggbb``. A model and its fused form share a colour."""
-    names = [row.name.removesuffix(', fused') for row in rows]
+    """Name of a row -> ``#rrggbb``. The forms of a model share a colour."""
+    names = [_base(row) for row in rows]
     order = list(dict.fromkeys(names))
     return {row.name: COLOURS[order.index(name) % len(COLOURS)] for row, name in zip(rows, names)}
 
@@ -177,11 +183,11 @@ def _plot_accuracy(rows, metric):
         axis.plot(
             latency(row),
             _metric(row, metric),
-            's' if row.is_fused else 'o',
-            markersize=12 if row.is_fused else 6,
+            MARKERS[row.form],
+            markersize=12 if row.form else 6,
             color=colours[row.name],
             label=row.label,
-            markerfacecolor='none' if row.is_fused else colours[row.name],
+            markerfacecolor='none' if row.form else colours[row.name],
             markeredgewidth=2,
         )
     slowest = max(latency(row) for row in rows)

@@ -207,13 +207,6 @@ def _self_time(event, device):
     return getattr(event, name if hasattr(event, name) else 'self_cuda_time_total')  # torch 2.1
 
 
-def product_rate(dtype: torch.dtype, device: str, side: int = 2048) -> float:
-    """FLOP/s of a large matrix product, the best of eleven: what the machine can do at most."""
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product = Candidate(lambda: a @ b, device)
-    return 2 * side**3 / min(product.seconds() for _ in range(11))
-
-
 def machine(device: str) -> dict[str, Any]:
     """On what a figure was measured: hardware and versions."""
     facts = dict(
