@@ -64,6 +64,7 @@ def test_inference_of_backbones_side_by_side(measure, quick_processes):
     assert sum(result['shares'].values()) == pytest.approx(1) and result['efficiency'] > 0
 
 
+@pytest.mark.slow
 def test_training_of_backbones_side_by_side(measure, monkeypatch):
     """In processes that import everything anew, as users have them; so with few peers."""
     monkeypatch.setattr(backbones, 'PEERS', ['timm'])
@@ -81,6 +82,7 @@ def test_whole_models(measure, quick_processes):
     assert 'mask-rcnn' in output
 
 
+@pytest.mark.slow
 def test_training_of_whole_models(measure, quick_processes):
     command = '--size', '2x128x128', '--runs', '2', '--train'
     report, page, output = measure(*DEMO.values(), *command)

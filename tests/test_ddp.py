@@ -5,6 +5,7 @@ For every choice of maps, frozen stages and checkpointing.
 
 import itertools
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -54,6 +55,7 @@ class Model(nn.Module):
         return [*maps, self.head(last)]
 
 
+@pytest.mark.slow
 def test_every_combination_under_ddp(tmp_path):
     assert len(CASES) == 15 * 6 * 3 * 2
     two_processes(work, tmp_path)

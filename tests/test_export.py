@@ -161,6 +161,7 @@ def test_the_file_says_what_it_is(exported):
     assert [path.name for path in exported.path.parent.iterdir()] == ['model.onnx']
 
 
+@pytest.mark.slow
 def test_windows_slide_in_the_file_too(scenes, tmp_path, capsys):
     """With logits, of a model that is not fused, with the bands in the other order."""
     head = simple('FCNHead') + ', num_convs=0, concat_input=False'

@@ -4,7 +4,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from pytest import mark
+from pytest import mark, param
 from safetensors.torch import load_file, save_file
 from torchvision.models.convnext import CNBlockConfig
 
@@ -54,13 +54,17 @@ def assert_back_again(net, peer, to, path, tail=()):
     )
 
 
+def mark_large(arch):
+    return param(arch, marks=mark.slow) if arch in ('xxlarge', 'v2_huge') else arch
+
+
 def timm_maps(peer):
     return lambda dtype, image: peer.to(dtype).forward_intermediates(
         image, indices=4, intermediates_only=True
     )
 
 
-@mark.parametrize('arch', V1_SIZES + V2_SIZES)
+@mark.parametrize('arch', [mark_large(arch) for arch in V1_SIZES + V2_SIZES])
 def test_features_equal_timm(arch, tmp_path):
     architecture = reduced(arch)
     peer = randomise(

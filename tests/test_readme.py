@@ -120,6 +120,7 @@ def test_fuse_example():
     assert namespace['half'](image.bfloat16())[0].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_benchmark_command(output_of):
     (command,) = commands('benchmark')
     smaller = {'base': 'atto', '1x512x512': '1x64x64'}

@@ -58,6 +58,7 @@ def coco_options(root, train_file, **more):
     return ['--data-root', root, '--cfg-options', *pairs]
 
 
+@pytest.mark.slow
 def test_coco_trains_and_evaluates_with_all_classes(real_data, tmp_path):
     root = real_data('coco_tiny')
     first_images(root, tmp_path / 'short.json')
@@ -127,6 +128,7 @@ def ade_options(root):
     return narrow | data
 
 
+@pytest.mark.slow
 def test_ade20k_recipe_runs_on_real_images(real_data, tmp_path):
     options = ade_options(real_data('ade_sample')) | {
         'train_cfg.max_iters': 2,

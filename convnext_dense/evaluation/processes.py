@@ -11,7 +11,6 @@ import torch
 
 from ..printing import quiet
 
-
 _starting = threading.Lock()  # libraries refuse to fork while another thread does
 
 
