@@ -9,11 +9,15 @@ from importlib import import_module
 
 from mmengine import registry as root
 
+# What needs mmseg, which is not always there -> its module.
+_OF_MMSEG = dict(UPerHead='heads', EncoderDecoder='segmentor')
+
 
 class _Models(root.Registry):
     def get(self, key: str) -> type | None:
-        if key.rpartition('.')[2] == 'UPerHead':  # it needs mmseg, which is not always there
-            import_module('convnext_dense.heads')
+        scope, _, name = key.rpartition('.')
+        if name in _OF_MMSEG and scope in ('', 'convnext_dense'):
+            import_module(f'convnext_dense.{_OF_MMSEG[name]}')
         return super().get(key)
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from torch import Tensor
 
+from ..segmentor import EncoderDecoder as OurEncoderDecoder
 from .common import Graph, refuse_overridden
 from .preprocessing import Preprocessing
 
@@ -32,7 +33,9 @@ class Segmentor(Graph):
     def __init__(self, model: Any, output: str):
         super().__init__()
         cascade = isinstance(model, CascadeEncoderDecoder)
-        refuse_overridden(model, CascadeEncoderDecoder if cascade else EncoderDecoder, PREDICTION)
+        kinds = CascadeEncoderDecoder, OurEncoderDecoder, EncoderDecoder
+        kind = next((kind for kind in kinds if isinstance(model, kind)), EncoderDecoder)
+        refuse_overridden(model, kind, PREDICTION)
         self.model, self.output = model, output
         self.outputs = (output,)
         last = model.decode_head[-1] if cascade else model.decode_head
@@ -51,7 +54,7 @@ class Segmentor(Graph):
         """
         height, width = image.shape[1:3]
         x = self.preprocessing(image)
-        slides = self.model.test_cfg.get('mode', 'whole') == 'slide'
+        slides = self.model.test_cfg.get('mode', 'whole') in ('slide', 'strips')
         logits = (self._slide(x) if slides else self._decode(x))[..., :height, :width]
         # a size that the graph reads from a tensor is a symbol, of which torch knows nothing
         wanted: list = [size[0].item(), size[1].item()]
