@@ -18,7 +18,7 @@ from PIL import Image
 
 from conftest import DEMO, ROOT, run, start
 from convnext_dense import ConfigError, WeightsError
-from convnext_dense.commands import compare
+from convnext_dense.commands import compare, export
 from convnext_dense.commands import test as test_command
 from convnext_dense.data import label_folder
 from convnext_dense.data.pictures import distinct_colours, overlay, save_labels, with_legend
@@ -26,7 +26,7 @@ from convnext_dense.demo.scenes import SHAPES, STUFF
 from convnext_dense.evaluation import segmentors_page as page
 from convnext_dense.evaluation.kept_rows import Row, data_stamp, keep, load_kept, row_key
 from convnext_dense.evaluation.model_under_test import ModelUnderTest
-from convnext_dense.evaluation.segmentors import find
+from convnext_dense.evaluation.segmentors import drift, find
 from convnext_dense.evaluation.test_time_augmentation import with_test_time_augmentation
 
 NAMES = (*STUFF, *SHAPES)
@@ -425,3 +425,32 @@ def test_names_are_escaped_and_failures_shown(tmp_path):
     page.write([Row('<b>', 'config.py', error='it <failed>')], ABOUT, tmp_path)
     shown = (tmp_path / 'index.html').read_text()
     assert '&lt;b&gt;' in shown and 'it &lt;failed&gt;' in shown and '<b>' not in shown
+
+
+def test_a_drift_of_the_machine_is_told():
+    steady, slower = [1.0, 1.1, 0.9] * 4, [1.0] * 4 + [1.2] * 4 + [1.5] * 4
+    assert drift([Row('a', 'a.py', seconds=steady)]) == pytest.approx(1, abs=0.06)
+    assert drift([Row(name, 'a.py', seconds=slower) for name in 'ab']) == pytest.approx(1.5)
+    assert drift([Row('a', 'a.py', seconds=[1.0, 2.0]), Row('b', 'b.py')]) == 1
+
+
+@pytest.mark.slow
+def test_rows_in_bf16_and_of_a_file(street, tmp_path):
+    """The same weights in all forms: scores are the same, or nearly."""
+    pytest.importorskip('onnxscript', reason='needs ONNX export')
+    config, checkpoint, file = (
+        str(path) for path in (street / 'config.py', street / 'model.pth', tmp_path / 'model.onnx')
+    )
+    export.main([config, checkpoint, '-o', file])
+    out, models = tmp_path / 'out', (f'{config}={checkpoint}', f'{config}={file}')
+    with pytest.raises(SystemExit):
+        compare.main([*models, '--dtype', 'bf16', '--runs', '2', '--out', str(out)])
+    rows = {row['form']: row for row in json.loads((out / 'results.json').read_text())['models']}
+    assert set(rows) >= {'', 'fused', 'fused, bf16', 'onnxruntime'}
+    expected = rows['']['metrics']['mIoU']
+    for form in ('fused', 'onnxruntime'):
+        assert rows[form]['metrics']['mIoU'] == pytest.approx(expected, abs=0.02)
+    half = rows['fused, bf16']  # is refused where it is slower
+    if 'bf16 would be slower' not in half.get('error', ''):
+        assert half['metrics']['mIoU'] == pytest.approx(expected, abs=0.5)
+    assert 'memory' not in rows['onnxruntime'] and len(rows['onnxruntime']['seconds']) == 2

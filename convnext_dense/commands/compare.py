@@ -4,6 +4,8 @@
         convnext-dense compare a.py=a.pth b.py=b.pth
     on images and label maps of yours:
         convnext-dense compare a.py=a.pth b.py=b.pth --data-root FOLDER
+    beside a file of convnext-dense export:
+        convnext-dense compare a.py=a.pth a.py=a.onnx
     every trained model in a folder:
         convnext-dense compare work_dirs
     trained first, from random weights:

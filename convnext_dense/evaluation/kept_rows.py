@@ -26,7 +26,8 @@ class Row:
     config: str  # path
     checkpoint: str | None = None  # path or URL; None: it is still to be trained
     folder: str = ''  # of its label maps and its config, below that of the page
-    form: str = ''  # 'fused', 'bf16' or 'fused, bf16': of the weights of the row without
+    # 'fused', 'bf16' or 'fused, bf16': of the weights of the row without; or an engine of a file
+    form: str = ''
     is_ours: bool = False  # it has a backbone of this package
     label: str = ''  # its name in tables and plots
     meaning: str | None = None  # of the labels, in a line; None of a detector

@@ -5,6 +5,7 @@ import hashlib
 import time
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..folding import fuse
 from ..inference.building import build, load
 from ..inference.precision import to_bf16
 from ..printing import progress, quiet
+from .exported_file import ENGINES, ExportedFile
 from .flops import count
 from .test_time_augmentation import with_test_time_augmentation
 from .timing import peak_memory, synchronize
@@ -33,8 +35,9 @@ class ModelUnderTest:
 
     Args:
         config, checkpoint: paths.
+        checkpoint: or a file of ``convnext-dense export``, as the form says.
         form: ``'fused'``: test what ``convnext_dense.fuse`` makes of the model; ``'bf16'``: what
-            ``to_bf16`` makes of it; ``'fused, bf16'``.
+            ``to_bf16`` makes of it; ``'fused, bf16'``; or of ``ENGINES``, which runs a file.
         folder: where ``score`` saves a segmentor's label maps: ``predictions/`` of all test
             images, and ``truth/`` of the examples.
         device: ``'cpu'`` or ``'cuda'``.
@@ -58,11 +61,11 @@ class ModelUnderTest:
         self.cfg, self.folder, self.device = Config.fromfile(config), Path(folder), device
         init_default_scope(self.cfg.get('default_scope', 'mmseg'))
         self.dataset = DATASETS.build(self.cfg.test_dataloader.dataset)
-        self.model = revert_sync_batchnorm(build(self.cfg.model, device))
-        load(self.model, checkpoint)
-        # before some are folded into others
-        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.model = fuse(self.model) if 'fused' in form else self.model
+        self.model: Any = self._exported(checkpoint, form) if form in ENGINES else None
+        if self.model is None:
+            model = revert_sync_batchnorm(build(self.cfg.model, device))
+            load(model, checkpoint)
+            self.model = fuse(model) if 'fused' in form else model
         if 'bf16' in form:
             to_bf16(self.model, device)
         total = len(self.dataset)
@@ -71,6 +74,12 @@ class ModelUnderTest:
         self.examples = {i * total // examples for i in range(min(examples, total))}
         self.sample = pseudo_collate([self.dataset[0]])
         self.batch = pseudo_collate([self.dataset[0]] * batch)
+
+    def _exported(self, path, engine):
+        model, classes = ExportedFile(path, engine), list(self.dataset.metainfo['classes'])
+        if list(model.meta['classes']) != classes:
+            raise ConfigError(f'{path} predicts {model.meta["classes"]}, the data have {classes}')
+        return model
 
     def facts(self) -> dict:
         """The model's size and what it is tested on, by the names of the fields of ``Row``."""
@@ -81,9 +90,11 @@ class ModelUnderTest:
             flops = sum(cost.macs for cost in count(self.cfg, shape).values())
         except ConfigError:  # one of its operators cannot be run to count them
             flops = None
+        # before some are folded into others
+        parameters = build(self.cfg.model, 'meta').parameters()
         names = [path.name for path in self._image_paths(range(len(self.dataset)))]
         return dict(
-            parameters=self.parameters,
+            parameters=sum(parameter.numel() for parameter in parameters),
             input=list(shape),
             images=len(names),
             classes=list(meta['classes']),
@@ -110,6 +121,8 @@ class ModelUnderTest:
 
     def tta_score(self) -> dict:
         """As ``score``, with the config's test-time augmentation. Saves nothing."""
+        if isinstance(self.model, ExportedFile):
+            raise ConfigError('a file is scored without it')
         cfg, test_cfg = with_test_time_augmentation(self.cfg), self.model.test_cfg
         # around the model that has its weights, not around a new one
         model = MODELS.build(dict(cfg.model, module=self.model))
@@ -120,7 +133,7 @@ class ModelUnderTest:
             self.model.test_cfg = test_cfg
 
     def _score(self, model, dataset, title):
-        is_segmentor, evaluator = hasattr(self.model, 'decode_head'), self._evaluator(dataset)
+        is_segmentor, evaluator = 'decode_head' in self.cfg.model, self._evaluator(dataset)
         for i in progress(range(len(dataset)), title):
             data = pseudo_collate([dataset[i]])
             with torch.no_grad():
@@ -194,8 +207,10 @@ class ModelUnderTest:
         """Seconds of ``BURST`` predictions of one image, and of as many of a batch."""
         return self._timed(self.sample), self._timed(self.batch)
 
-    def memory(self) -> int:
-        """Bytes at the peak of a prediction of one image, above the weights."""
+    def memory(self) -> int | None:
+        """Bytes at the peak of a prediction of one image, above the weights; None of a file."""
+        if isinstance(self.model, ExportedFile):  # its engine has an allocator of its own
+            return None
         return peak_memory(lambda: self._predict(copy.deepcopy(self.sample)), self.device)
 
     def _timed(self, data):

@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
@@ -20,11 +21,14 @@ from ..errors import ConfigError, WeightsError
 from ..printing import console, quiet
 from ..training.running import follow
 from . import segmentors_page as page
+from .exported_file import ENGINES
 from .kept_rows import Row, data_stamp, keep, load_kept, row_key, speed_key
 from .model_under_test import BURST, ModelUnderTest
 from .processes import Process
 from .timing import interleaved, machine
 
+DRIFT = 0.15  # of the machine's speed, that is told
+FORMS = 'fused', 'bf16', 'fused, bf16'  # of the model of the row before
 NO_CHECKPOINT = 'no checkpoint: name it, CONFIG=CHECKPOINT, or train with --train'
 
 
@@ -71,7 +75,15 @@ def find(models: Sequence[str]) -> list[Entry]:
         else:
             split = text.rpartition if '.py=' in text else text.partition  # paths may have a =
             config, _, checkpoint = split('=')
-            entries.append(Entry(Path(config).stem, config, checkpoint or None))
+            name = Path(config).stem
+            if checkpoint.endswith('.onnx'):  # of a config that may have several
+                entries += [
+                    Entry(f'{name} {Path(checkpoint).stem}, {engine}', config, checkpoint, engine)
+                    for engine in ENGINES
+                    if engine == ENGINES[0] or find_spec(engine)
+                ]
+            else:
+                entries.append(Entry(name, config, checkpoint or None))
     if len({entry.name for entry in entries}) < len(entries):
         names = [f'{entry.name} {Path(entry.checkpoint or "").stem}' for entry in entries]
         entries = [entry._replace(name=name) for entry, name in zip(entries, names)]
@@ -127,14 +139,21 @@ def compare(entries: Sequence[Entry], options: Options, command: str = '') -> li
     for entry in entries:
         row = measured_row(entry, options, rows)
         rows.append(row)
-        forms = ['fused'] * row.is_ours
-        if options.dtype == 'bf16':
+        forms = ['fused'] * (row.is_ours and not row.form)
+        if options.dtype == 'bf16' and not row.form:
             forms.append(', '.join([*forms, 'bf16']))
         for form in forms if not row.error else []:
             other = Entry(f'{entry.name}, {form}', row.config, row.checkpoint, form)
             rows.append(measured_row(other, options, rows))
         page.write(rows, about, options.out)
     measure_speed([row for row in rows if not row.error], options)
+    change = drift(rows)
+    if abs(change - 1) > DRIFT:
+        about['drift'] = (
+            f'While models were timed, in turns, the machine became {change:.2f} times as slow: '
+            'compare the models with each other, and not with another run.'
+        )
+        _say(about['drift'], style='red')
     page.write(rows, about, options.out)
     return rows
 
@@ -159,7 +178,7 @@ def measured_row(entry: Entry, options: Options, others: Sequence[Row]) -> Row:
             row.meaning = label_folder.meaning(cfg)
             if all(row.meaning != other.meaning for other in others):
                 _say(f'labels: {row.meaning}')
-        if not entry.form:
+        if entry.form not in FORMS:
             row.config = str(folder / 'config.py')
             cfg.dump(row.config)
         if row.checkpoint is None:
@@ -203,7 +222,7 @@ def prepared_config(entry: Entry, options: Options, folder: Path) -> Config:
     path = find_config(entry.config)[0]
     if entry.checkpoint and '://' not in entry.checkpoint and not Path(entry.checkpoint).is_file():
         raise ConfigError(f'no checkpoint at {entry.checkpoint}')
-    if entry.form:  # its config was prepared for the row before
+    if entry.form in FORMS:  # its config was prepared for the row before
         return read_file(path)
     to_train = entry.checkpoint is None
     if to_train and not options.train and not (folder / 'train').exists():
@@ -305,6 +324,20 @@ def measure_speed(rows: Sequence[Row], options: Options) -> None:
         if row.name in seconds:
             row.seconds, row.batch_seconds = seconds[row.name]
             row.batch = options.batch
+
+
+def drift(rows: Sequence[Row]) -> float:
+    """How many times as slow all models were in the last third of their runs as in the first.
+
+    1 where there are too few runs to tell.
+    """
+    ratios = []
+    for row in rows:
+        seconds = row.seconds or []
+        third = len(seconds) // 3
+        if third >= 3:
+            ratios.append(median(seconds[-third:]) / median(seconds[:third]))
+    return median(ratios) if ratios else 1.0
 
 
 def _timed_in_turns(rows, options):

@@ -43,7 +43,14 @@ def latency(row: Row) -> float:
     return 1e3 * median(row.seconds or [nan])
 
 
-MARKERS = {'': 'o', 'fused': 's', 'bf16': 'D', 'fused, bf16': 'D'}  # form of a model -> its mark
+MARKERS = {
+    '': 'o',
+    'fused': 's',
+    'bf16': 'D',
+    'fused, bf16': 'D',
+    'onnxruntime': '^',
+    'openvino': 'v',
+}  # form of a model -> its mark
 MEASUREMENTS = {
     'latency, ms': Figure(latency, 1),
     'p95, ms': Figure(lambda row: 1e3 * float(np.percentile(row.seconds or [nan], 95)), 1),

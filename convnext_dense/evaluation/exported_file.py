@@ -1,0 +1,109 @@
+"""A file of ``convnext-dense export`` in a comparison, in place of the model that it comes from."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..runtime.instances import paste
+from ..runtime.model import Model, UnusableFile
+
+ENGINES = 'onnxruntime', 'openvino'
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+
+class ExportedFile:
+    """Predicts for batches of mmdet's and mmseg's data sets, as their ``test_step`` does.
+
+    Args:
+        path: of the file.
+        engine: of ``ENGINES``.
+
+    Raises:
+        ConfigError: the file is damaged, or not of ``convnext-dense export``; or it gives logits.
+    """
+
+    def __init__(self, path: str, engine: str):
+        try:
+            model = Model(path, torch.get_num_threads())
+        except UnusableFile as error:
+            raise ConfigError(str(error)) from error
+        self.meta = model.meta
+        if self.meta['output'] == 'logits':
+            raise ConfigError(f'{path} gives logits; compared are files with labels or boxes')
+        image = model.session.get_inputs()[0]
+        self.takes_batches = not isinstance(image.shape[0], int)
+        self.run: Run = lambda inputs: model.session.run(None, dict(inputs))
+        if engine == 'openvino':
+            self.run = _openvino(path)
+
+    def data_preprocessor(self, data: dict, training: bool = False) -> dict:
+        """The images as they are, (N, 3, H, W) uint8: the rest is in the file."""
+        return dict(data, inputs=torch.stack(list(data['inputs'])))
+
+    def test_step(self, data: dict) -> list:
+        """Samples with predictions, for images that the pipeline has resized."""
+        images = [_rgb(image) for image in data['inputs']]
+        samples = list(data['data_samples'])
+        is_batch = self.takes_batches and len({image.shape for image in images}) == 1
+        is_batch &= len({sample.ori_shape for sample in samples}) == 1
+        size = len(images) if is_batch else 1
+        for i in range(0, len(images), size):
+            self._predict(np.stack(images[i : i + size]), samples[i : i + size])
+        return samples
+
+    def _predict(self, images, samples):
+        inputs = dict(image=images)
+        if self.meta['task'] == 'segmentation':
+            inputs['size'] = np.array(samples[0].ori_shape[:2], np.int64)
+            for labels, sample in zip(self.run(inputs)[0], samples):
+                data = torch.from_numpy(labels.astype(np.int64))[None]
+                sample.set_data(dict(pred_sem_seg=PixelData(data=data)))
+            return
+        for *outputs, sample in zip(*self.run(inputs), samples):
+            sample.pred_instances = self._instances(outputs, sample)
+
+    def _instances(self, outputs, sample) -> InstanceData:
+        """In pixels of the image as it is on the disk."""
+        boxes, scores, labels, *masks = outputs
+        is_there = scores >= 0
+        factor = np.tile(np.asarray(sample.scale_factor, np.float32), 2)
+        boxes = boxes[is_there] / factor
+        found = InstanceData(
+            bboxes=torch.from_numpy(boxes),
+            scores=torch.from_numpy(scores[is_there]),
+            labels=torch.from_numpy(labels[is_there].astype(np.int64)),
+        )
+        if masks:
+            height, width = sample.ori_shape[:2]
+            threshold = self.meta['thresholds'].get('mask', 0.5)
+            pasted = np.zeros((len(boxes), height, width), bool)
+            for place, box, mask in zip(pasted, boxes, masks[0][is_there]):
+                place[:] = paste(mask, box, height, width, threshold)
+            found.masks = torch.from_numpy(pasted)
+        return found
+
+
+def _rgb(image: Tensor) -> np.ndarray:
+    """(3, H, W) uint8, BGR as the pipelines have it -> (H, W, 3)."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
+
+
+def _openvino(path: str) -> Run:
+    import openvino
+
+    options: Any = dict(
+        INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads()
+    )
+    compiled = openvino.Core().compile_model(Path(path), 'CPU', options)
+
+    def run(inputs):
+        results = compiled(dict(inputs))
+        return [results[output] for output in compiled.outputs]
+
+    return run
