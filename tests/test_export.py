@@ -1,6 +1,7 @@
 """convnext-dense export: whole segmentors as one file, its verification, and the runner without
 torch."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,12 @@ from PIL import Image
 from torch import nn
 
 from conftest import ROOT, randomise
-from convnext_dense import inferencer
+from convnext_dense import ConfigError, inferencer
 from convnext_dense.commands.export import main
 from convnext_dense.data.pictures import read
 from convnext_dense.export import tracing
 from convnext_dense.export.families import graph_of
+from convnext_dense.export.quantising import quantised
 from convnext_dense.export.tracing import traceable
 from convnext_dense.export.verifying import Verifier
 from convnext_dense.export.writing import resize_rule
@@ -283,6 +285,34 @@ def test_the_graph_predicts_what_mmseg_does(name, scenes, tmp_path, pictures):
     assert len(np.unique(expected)) >= 2
     for found, reference in zip(labels, expected):
         assert (found == reference).mean() > 0.9999
+
+
+# ---- 8 bits ----
+
+
+def test_int8_is_in_the_blocks_alone_and_its_difference_is_said(scenes, tmp_path, capsys):
+    config, checkpoint = make(tmp_path, scenes, generation=2)
+    paths = {precision: tmp_path / f'{precision}.onnx' for precision in ('fp32', 'int8')}
+    for precision, path in paths.items():
+        export(config, checkpoint, '-o', path, '--precision', precision)
+    printed = capsys.readouterr().out
+    scores = re.findall(r'(fp32|int8): mIoU (\S+),', printed)
+    assert [name for name, _ in scores] == ['fp32', 'int8']
+    assert abs(float(scores[0][1]) - float(scores[1][1])) < 3
+    assert Model(paths['int8']).meta['precision'] == 'int8'
+    graph = onnx.load(paths['int8']).graph
+    quantised = [node.input[0] for node in graph.node if node.op_type == 'QuantizeLinear']
+    in_8_bits = [part.name for part in graph.initializer if part.data_type == onnx.TensorProto.INT8]
+    assert len(quantised) >= 8 and len([n for n in in_8_bits if 'zero_point' not in n]) == 8
+    assert paths['int8'].stat().st_size < paths['fp32'].stat().st_size
+    assert not list(tmp_path.glob('*.int8*.onnx')) and not list(tmp_path.glob('*.part*'))
+
+
+def test_int8_needs_a_convnext(scenes, tmp_path):
+    path = tmp_path / 'model.onnx'
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], 'empty', [], [])), path)
+    with pytest.raises(ConfigError, match='no block of ConvNeXt'):
+        quantised(path, [])
 
 
 # ---- what is not exported ----

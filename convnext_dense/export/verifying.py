@@ -13,13 +13,6 @@ from ..inference.prediction import instances
 from ..runtime.instances import Instances, paste
 from ..runtime.resizing import resize
 
-LABELS_EQUAL, MATCHED = 0.9999, 0.999  # shares of all labels, of all detections
-LOGITS = 1e-3  # largest difference, as a share of the greatest logit
-# Of a match: pixels; difference of scores; overlap of masks at least.
-BOX, SCORE, MASK_IOU = 0.01, 1e-4, 0.99
-# And of the longer side: decoders of queries multiply rounding, so that a framework that runs in
-# another number of threads differs from itself by more than 0.01 pixels at 517.
-BOX_SHARE = 3e-5
 ODD = (333, 517)  # height and width that no stride divides
 NOTHING = 'a single class', 'no object'  # of segmentors, of detectors
 ADVICE = (
@@ -28,6 +21,26 @@ ADVICE = (
     'threshold: --cfg-options model.test_cfg.score_thr=0.01, of a two-stage detector '
     'model.test_cfg.rcnn.score_thr=0.01',
 )
+
+
+class Tolerance(NamedTuple):
+    """What counts as equal."""
+
+    labels: float  # share of all that are equal, at least
+    matched: float  # share of all detections that are matched, at least
+    logits: float  # largest difference, as a share of the greatest logit
+    # Of a match: pixels; share of the longer side that is added to them; difference of scores;
+    # overlap of masks at least.
+    box: float
+    side: float
+    score: float
+    mask: float
+
+
+# Of the side: decoders of queries multiply rounding, so that a framework that runs in another
+# number of threads differs from itself by more than 0.01 pixels at 517.
+EXACT = Tolerance(0.9999, 0.999, 1e-3, 0.01, 3e-5, 1e-4, 0.99)
+ROUNDED = Tolerance(0.98, 0.9, 0.2, 2.0, 0.01, 0.1, 0.9)  # to 8 bits, in a part of the model
 
 
 class Row(NamedTuple):
@@ -86,7 +99,13 @@ class Verifier:
             self.known[size] = samples
         return self.known[size]
 
-    def verify(self, path: Path, sizes: Sequence[tuple[int, int]], batches: bool) -> list[Row]:
+    def verify(
+        self,
+        path: Path,
+        sizes: Sequence[tuple[int, int]],
+        batches: bool,
+        tolerance: Tolerance = EXACT,
+    ) -> list[Row]:
         """Compare at each size, picture by picture; and all at once at the first size.
 
         Args:
@@ -112,14 +131,20 @@ class Verifier:
         for size, batch in trials:
             expected, found = self.expected(size), self._file(session, size, batch)
             compare, least = dict(
-                labels=(_same_labels, LABELS_EQUAL),
-                logits=(_same_logits, LABELS_EQUAL),
-                boxes=(self._same_instances, MATCHED),
+                labels=(_same_labels, tolerance.labels),
+                logits=(_same_logits, tolerance.labels),
+                boxes=(self._same_instances, tolerance.matched),
             )[self.output]
-            rows.append(Row(size, batch, *compare(expected, found)))
+            rows.append(Row(size, batch, *compare(expected, found, tolerance)))
             if rows[-1].equal < least * rows[-1].compared:
                 raise Differs(f'it is wrong at {rows[-1]}')
         return rows
+
+    def inputs(self, pictures: Sequence[np.ndarray], size: tuple[int, int]) -> dict:
+        """Of the graph, for pictures that are resized to ``size``."""
+        images = np.stack([resize(picture, *size) for picture in pictures])
+        inputs = {} if self.output == 'boxes' else dict(size=np.array(_output_size(size)))
+        return dict(inputs, image=images)
 
     def _framework(self, size):
         results = []
@@ -150,12 +175,10 @@ class Verifier:
 
     def _file(self, session, size, batch):
         """Of each picture the outputs of the file."""
-        images = np.stack([resize(picture, *size) for picture in self.pictures])
-        inputs = {} if self.output == 'boxes' else dict(size=np.array(_output_size(size)))
         results: list = []
-        for i in range(0, len(images), batch):
+        for i in range(0, len(self.pictures), batch):
             try:
-                outputs = session.run(None, dict(inputs, image=images[i : i + batch]))
+                outputs = session.run(None, self.inputs(self.pictures[i : i + batch], size))
             except Exception as error:  # its types are those of C++
                 raise Differs(
                     f'it does not run at {size[0]} x {size[1]}: {first_line(error)}'
@@ -163,7 +186,7 @@ class Verifier:
             results.extend(zip(*outputs))
         return results
 
-    def _same_instances(self, expected, found):
+    def _same_instances(self, expected, found, tolerance):
         head = getattr(self.model, 'roi_head', None)
         threshold = head.test_cfg.mask_thr_binary if head and head.with_mask else 0.5
         compared = equal = ties = 0
@@ -172,10 +195,12 @@ class Verifier:
             reference, (boxes, scores, labels, *masks) = instances(sample), outputs
             there = scores >= 0
             file = Instances(*(part[there] for part in (boxes, scores, labels, *masks)))
-            unmatched, *differences = match(reference, file, threshold, max(sample.img_shape))
+            unmatched, *differences = match(
+                reference, file, threshold, max(sample.img_shape), tolerance
+            )
             box, score = max(box, differences[0]), max(score, differences[1])
             if len(reference.scores) == len(scores):  # more were found; the least were left out
-                last = reference.scores.min() + SCORE
+                last = reference.scores.min() + tolerance.score
                 tied = sum(reference.scores[i] <= last for i in unmatched)
                 unmatched, ties = unmatched[: len(unmatched) - tied], ties + tied
             else:
@@ -186,7 +211,7 @@ class Verifier:
         return compared, equal, note + f'; {ties} ties for the last places' * bool(ties)
 
 
-def _same_labels(expected, found):
+def _same_labels(expected, found, _):
     pairs = [
         (sample.pred_sem_seg.data[0].numpy(), labels) for sample, (labels,) in zip(expected, found)
     ]
@@ -195,18 +220,18 @@ def _same_labels(expected, found):
     return sum(labels.size for labels, _ in pairs), equal, f'{seen} classes'
 
 
-def _same_logits(expected, found):
+def _same_logits(expected, found, tolerance):
     best = [(logits.argmax(0) if len(logits) > 1 else logits[0] > 0.5,) for (logits,) in found]
     references = [sample.seg_logits.data.numpy() for sample in expected]
-    compared, equal, note = _same_labels(expected, best)
+    compared, equal, note = _same_labels(expected, best, tolerance)
     difference = max(np.abs(a - b).max() for a, (b,) in zip(references, found))
     largest = max(np.abs(logits).max() for logits in references)
     note = f'{note}, logits to {difference / largest:.0e} of the largest'
-    return compared, equal if difference < LOGITS * largest else 0, note
+    return compared, equal if difference < tolerance.logits * largest else 0, note
 
 
 def match(
-    reference: Instances, file: Instances, threshold: float, side: int
+    reference: Instances, file: Instances, threshold: float, side: int, tolerance: Tolerance
 ) -> tuple[list[int], float, float]:
     """Detections of the framework against those of a file, each of which matches one only.
 
@@ -218,13 +243,16 @@ def match(
         The detections of the framework that the file does not have, in order; and the largest
         difference of boxes (pixels) and scores among the others.
     """
+    pixels = tolerance.box + tolerance.side * side
     missing, free, largest = [], np.ones(len(file.scores), bool), [0.0, 0.0]
     for i, (box, score, label) in enumerate(zip(*reference[:3])):
         boxes = np.abs(file.boxes - box).max(1, initial=0)
         scores = np.abs(file.scores - score)
-        near = free & (file.labels == label) & (scores <= SCORE) & (boxes <= BOX + BOX_SHARE * side)
+        near = free & (file.labels == label) & (scores <= tolerance.score) & (boxes <= pixels)
         for j in np.flatnonzero(near)[np.argsort(boxes[near])]:
-            if reference.masks is None or _same_mask(reference.masks[i], file, j, threshold):
+            if reference.masks is None or _same_mask(
+                reference.masks[i], file, j, threshold, tolerance.mask
+            ):
                 free[j] = False
                 largest = [max(largest[0], boxes[j]), max(largest[1], scores[j])]
                 break
@@ -233,11 +261,11 @@ def match(
     return missing, largest[0], largest[1]
 
 
-def _same_mask(mask, file, j, threshold) -> bool:
+def _same_mask(mask, file, j, threshold, overlap) -> bool:
     assert file.masks is not None
     height, width = mask.shape
     pasted = paste(file.masks[j], file.boxes[j], height, width, threshold)
-    return (mask & pasted).sum() >= MASK_IOU * (mask | pasted).sum()
+    return (mask & pasted).sum() >= overlap * (mask | pasted).sum()
 
 
 def _output_size(size):

@@ -1,5 +1,6 @@
 """A trained model -> a verified file, as dynamic as holds."""
 
+import ast
 import contextlib
 import copy
 import importlib.util
@@ -33,11 +34,14 @@ from ..training.work_dir import put_in_place, remove, unfinished
 from ..weights import PRESETS, downloading, presets
 from .common import Graph
 from .families import graph_of
+from .quantising import LAYERS, quantised
 from .tracing import traceable
-from .verifying import ODD, Differs, Row, Verifier, first_line
+from .verifying import ODD, ROUNDED, Differs, Row, Verifier, first_line
 
 OPSET = 20
 PICTURES = 4  # that are compared at each size
+CALIBRATION = 24  # pictures at most, on which the range of values is measured for int8
+SCOPES = 'pkg.torch.onnx.name_scopes'  # the exporter's key of the modules that an operator is in
 NEEDED = 'onnx', 'onnxscript', 'onnxruntime'
 STEPS = {  # of a pipeline, that leave the pixels as they are
     'LoadImageFromFile',
@@ -82,6 +86,7 @@ def export(
     output: str = 'labels',
     static: tuple[int, int] | None = None,
     is_fused: bool = True,
+    precision: str = 'fp32',
     say: Callable[[str], None] = print,
 ) -> Exported:
     """Write the model of a config with its trained weights to ``path``, in ONNX.
@@ -98,6 +103,7 @@ def export(
         output: of a segmentor, ``'labels'`` or ``'logits'``.
         static: height and width of the only size that the file takes.
         is_fused: export what ``fuse`` makes of the model.
+        precision: ``'fp32'``, or ``'int8'``: of the linear layers of ConvNeXt's blocks.
         say: is called with lines about what is being done.
 
     Raises:
@@ -128,6 +134,7 @@ def export(
         checkpoint=dict(name=checkpoint.rpartition('/')[2], sha256=_digest(checkpoint)),
         licence=_licence(cfg),
         fused=is_fused and not notes,
+        precision=precision,
         versions=_versions(),
         digest=UNSIGNED.decode(),
     )
@@ -155,7 +162,14 @@ def export(
                 _write(proto, meta, unfinished(path))
                 say('comparing with the framework ...')
                 kept = sizes[:1] if is_static else sizes
-                rows = verifier.verify(unfinished(path), kept, batches=bool(attempt.dimensions[0]))
+                batches = bool(attempt.dimensions[0])
+                rows = verifier.verify(unfinished(path), kept, batches)
+                if precision == 'int8':
+                    say('measuring ranges of values ...')
+                    seen = _pictures(cfg, images, CALIBRATION)
+                    inputs = [verifier.inputs([picture], size) for picture in seen]
+                    _write(quantised(unfinished(path), inputs), meta, unfinished(path))
+                    rows = verifier.verify(unfinished(path), kept, batches, ROUNDED)
             except Differs as error:
                 reasons.append(f'not for {says}: {error}')
                 say(reasons[-1])
@@ -247,9 +261,20 @@ def _tidy(proto, dimensions) -> None:
         for dimension, name in zip(main.output[0].type.tensor_type.shape.dim[-2:], 'hw'):
             dimension.dim_param = name
     del main.value_info[:]  # shapes between operators; onnxruntime infers them
+    for node in main.node:
+        layer = _layer_of(node)
+        if layer:
+            node.name = layer
     for part in [*main.node, *main.input, *main.output, *main.initializer]:
         part.ClearField('doc_string')
         part.ClearField('metadata_props')
+
+
+def _layer_of(node) -> str | None:
+    """Name in the model of the linear layer of a block that a product is of."""
+    scopes = {part.key: part.value for part in node.metadata_props}.get(SCOPES, '[]')
+    names = [name for name in ast.literal_eval(scopes) if name.endswith(LAYERS)]
+    return names[-1] if names and node.op_type == 'MatMul' else None
 
 
 def _write(proto, meta: dict, path: Path) -> None:
@@ -283,10 +308,10 @@ def _silence() -> Iterator[None]:
 # ---- what it is verified with, and what it says of itself ----
 
 
-def _pictures(cfg: Config, images: Path | None) -> list[np.ndarray]:
+def _pictures(cfg: Config, images: Path | None, count: int = PICTURES) -> list[np.ndarray]:
     """Real pictures, spread over a folder or the test split."""
-    paths = _in_folder(images) if images else _test_split(cfg)
-    chosen = [paths[i * len(paths) // PICTURES] for i in range(PICTURES)]
+    paths = _in_folder(images) if images else _test_split(cfg, count)
+    chosen = [paths[i * len(paths) // count] for i in range(count)]
     pictures = []
     for path in dict.fromkeys(chosen):
         try:
@@ -304,7 +329,7 @@ def _in_folder(folder: Path) -> list[Path]:
     return paths
 
 
-def _test_split(cfg: Config) -> list[str]:
+def _test_split(cfg: Config, count: int) -> list[str]:
     dataset = (cfg.get('test_dataloader') or {}).get('dataset')
     try:
         if not dataset:
@@ -313,9 +338,7 @@ def _test_split(cfg: Config) -> list[str]:
             built = DATASETS.build(dataset)
         if not len(built):
             raise ConfigError('it is empty')
-        return [
-            built.get_data_info(i * len(built) // PICTURES)['img_path'] for i in range(PICTURES)
-        ]
+        return [built.get_data_info(i * len(built) // count)['img_path'] for i in range(count)]
     except Exception as error:  # of any dataset
         raise ConfigError(
             'a file is verified on real pictures, and those of the test split cannot be had '
