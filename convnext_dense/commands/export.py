@@ -30,8 +30,8 @@ HELP = dict(
     images='a folder of pictures, or a picture, to verify with (default: the test split)',
     output="of a segmentor: the classes' numbers, or their scores (default: labels)",
     static='the only size that the file takes (default: any size, where that holds)',
-    precision="int8: 8 bits in the linear layers of ConvNeXt's blocks, whose ranges are measured on "
-    '24 pictures; the scores of the test split are printed before and after (default: fp32)',
+    precision="int8: 8 bits in the linear layers of ConvNeXt's blocks, with ranges from 24 "
+    'pictures; the scores of the test split are printed before and after (default: fp32)',
     no_fuse='leave the affine parts of the blocks where they are',
 )
 
