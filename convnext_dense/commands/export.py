@@ -46,8 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     add('--images', type=Path, metavar='FOLDER', help=HELP['images'])
     add('--output', choices=('labels', 'logits'), default='labels', help=HELP['output'])
     add('--static', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help=HELP['static'])
-    precisions = dict(choices=('fp32', 'int8'), default='fp32')
-    add('--precision', **precisions, help=HELP['precision'])
+    add('--precision', choices=('fp32', 'int8'), default='fp32', help=HELP['precision'])
     add('--no-fuse', action='store_true', help=HELP['no_fuse'])
     args = parser.parse_args(argv)
     if args.images and not args.images.exists():
