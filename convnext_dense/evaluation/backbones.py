@@ -57,11 +57,12 @@ class Result(NamedTuple):
     scenario: Scenario
     rows: dict[str, Measurement]
     analysis: Analysis | None = None
+    parts: dict[str, dict[str, float]] = {}  # row of a whole model -> part -> share of its time
 
     def as_json(self) -> dict[str, Any]:
         rows = {name: dict(median=row.median, **row._asdict()) for name, row in self.rows.items()}
         analysis = self.analysis._asdict() if self.analysis else {}
-        return dict(scenario=self.scenario._asdict(), rows=rows, **analysis)
+        return dict(scenario=self.scenario._asdict(), rows=rows, parts=self.parts, **analysis)
 
 
 def benchmark(scenario: Scenario, device: str, runs: int, is_compiled: bool = False) -> Result:
@@ -86,8 +87,12 @@ def benchmark(scenario: Scenario, device: str, runs: int, is_compiled: bool = Fa
             processes = {name: Process(whole_model, name, scenario, device) for name in names}
         try:
             rows = measured(scenario, processes, runs)
-            if not is_backbone or scenario.train:
+            if scenario.train:
                 return Result(scenario, rows)
+            if not is_backbone:
+                available = {name: processes[name] for name in rows}
+                parts = {name: process.ask('parts') for name, process in available.items()}
+                return Result(scenario, rows, parts=parts)
             shares = processes['convnext_dense, fused'].ask('shares')
         finally:
             for process in processes.values():
@@ -177,7 +182,14 @@ def cells_of(result: Result) -> list[list[str]]:
 def note_of(result: Result) -> str:
     """What the time goes to."""
     if not result.analysis:
-        return ''
+        lines = []
+        for name, parts in result.parts.items():
+            seconds = result.rows[name].median
+            texts = [
+                f'{part} {share * seconds:.3f} s ({share:.0%})' for part, share in parts.items()
+            ]
+            lines.append(f'{name}: {", ".join(texts)}')
+        return '\n\n'.join(lines)
     _, _, rate, shares, efficiency = result.analysis
     parts = [f'{name} {share:.0%}' for name, share in shares.items() if share >= SMALLEST_SHARE]
     return (

@@ -39,7 +39,7 @@ FACTOR, FLOOR = 2, 2e-6  # of errors, for rounding in another order: see is_with
 SAVES = 0.75  # most memory of a step that recomputes, as a share of that of a step that does not
 STAGES = {'all': 4, 'first, scale 1e-6': 1}  # name of a case -> number of stages that are trained
 # Of a model in its table, as in timing.Figures but for the milliseconds.
-FIGURES = ('median, ms', 'spread', 'speed', 'memory, MB', 'relative memory')
+FIGURES = ('median, ms', 'spread', 'speed', 'from', 'to', 'memory, MB', 'relative memory')
 Row = dict[str, Any]  # column of a part's table -> cell
 
 

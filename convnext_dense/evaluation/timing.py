@@ -12,6 +12,7 @@ from statistics import mean, median, stdev
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from .. import __version__
@@ -28,6 +29,17 @@ KINDS = {  # of operators -> parts of the profiler's names
     'copies': ('copy_', 'clone'),
     'allocation': ('empty',),
 }
+# Child of a detector (or of its roi_head) or of a segmentor -> names of parts and their methods.
+PARTS = dict(
+    backbone=[('backbone', 'forward')],
+    neck=[('neck', 'forward')],
+    decode_head=[('head', 'forward')],
+    rpn_head=[('RPN', 'forward'), ('proposals', 'predict_by_feat')],
+    bbox_roi_extractor=[('RoIAlign of boxes', 'forward')],
+    bbox_head=[('box head', 'forward'), ('boxes', 'predict_by_feat')],
+    mask_roi_extractor=[('RoIAlign of masks', 'forward')],
+    mask_head=[('mask head', 'forward'), ('pasting', 'predict_by_feat')],
+)
 Key = TypeVar('Key')
 Answer = TypeVar('Answer')
 
@@ -39,6 +51,7 @@ class Candidate(NamedTuple):
     device: str
     error: float | None = None  # of the worst map, relative to float64; None: not compared
     is_available: bool = True  # False: the function does nothing
+    model: nn.Module | None = None  # that the function calls
 
     def seconds(self) -> float:
         start = time.perf_counter()
@@ -51,6 +64,9 @@ class Candidate(NamedTuple):
 
     def shares(self) -> dict[str, float]:
         return shares(self.function, self.device)
+
+    def parts(self) -> dict[str, float]:
+        return parts(self.model, self.seconds) if self.model else {}
 
 
 class Measurement(NamedTuple):
@@ -198,6 +214,40 @@ def shares(function: Callable[[], object], device: str) -> dict[str, float]:
     return {
         kind: seconds[kind] / total for kind in sorted(seconds, key=lambda kind: -seconds[kind])
     }
+
+
+def parts(model: nn.Module, seconds: Callable[[], float], count: int = 5) -> dict[str, float]:
+    """Part of a detector or segmentor -> its share of a call's time, the median of ``count``.
+
+    Args:
+        seconds: calls the model, and returns how long that took.
+    """
+    spent: dict[str, float] = {}
+    with contextlib.ExitStack() as restored:
+        for name, module in model.named_modules():
+            for part, method in PARTS.get(name.removeprefix('roi_head.').partition('.')[0], ()):
+                is_list = isinstance(module, nn.ModuleList)
+                if name.count('.') - name.startswith('roi_head.') > 1 or is_list:
+                    continue
+                if hasattr(module, method):
+                    setattr(module, method, _timed(getattr(module, method), part, spent))
+                    restored.callback(delattr, module, method)
+        shares = []
+        for _ in range(count):
+            spent.clear()
+            total = seconds()
+            shares.append({part: time / total for part, time in spent.items()})
+    return {part: median(share[part] for share in shares) for part in shares[0]}
+
+
+def _timed(function, part, spent):
+    def call(*args, **kwargs):
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        spent[part] = spent.get(part, 0) + time.perf_counter() - start
+        return result
+
+    return call
 
 
 def _self_time(event, device):

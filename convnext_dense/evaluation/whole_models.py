@@ -66,7 +66,7 @@ def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
         raise ConfigError(f'{name} is another model: its outputs differ by {error:.2g}')
     model.to(device)
     make = _training_step if scenario.train else _prediction
-    return Candidate(make(model, cfg, images, context), device, error)
+    return Candidate(make(model, cfg, images, context), device, error, model=model)
 
 
 def _named(name: str, model: nn.Module) -> nn.Module:
