@@ -74,12 +74,15 @@ def test_training_of_backbones_side_by_side(measure, monkeypatch):
 
 
 def test_whole_models(measure, quick_processes):
-    report, _, output = measure(*DEMO.values(), '--size', '1x128x128', '--runs', '2')
+    report, page, output = measure(*DEMO.values(), '--size', '1x128x128', '--runs', '2')
     names = {*whole_models.IN_TRAINING, whole_models.FUSED}
     for result in report['results']:
         assert set(result['rows']) == names
         assert all(row['error'] < 1e-5 for row in result['rows'].values())
-    assert 'mask-rcnn' in output
+        assert set(result['parts']) == names
+        for parts in result['parts'].values():
+            assert 0.3 < sum(parts.values()) < 1.05 and min(parts.values()) > 0
+    assert 'mask-rcnn' in output and 'pasting' in page and '| head |' in page
 
 
 @pytest.mark.slow

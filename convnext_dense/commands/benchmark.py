@@ -75,6 +75,9 @@ def main(argv=None):
         rows, title = backbones.cells_of(result), backbones.title_of(result)
         console.print(table(backbones.HEADER, rows, title))
         console.print(backbones.note_of(result))
+        heading, parts = backbones.parts_of(result)
+        if parts:
+            console.print(table(heading, parts))
         results.append(result)
         content = dict(machine=about, results=[result.as_json() for result in results])
         (out / 'benchmark.json').write_text(json.dumps(content, indent=1), encoding='utf-8')

@@ -3,6 +3,7 @@ models, fused or not."""
 
 import copy
 import tempfile
+from collections import Counter as Counts
 from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isnan
@@ -182,20 +183,28 @@ def cells_of(result: Result) -> list[list[str]]:
 def note_of(result: Result) -> str:
     """What the time goes to."""
     if not result.analysis:
-        lines = []
-        for name, parts in result.parts.items():
-            seconds = result.rows[name].median
-            texts = [
-                f'{part} {share * seconds:.3f} s ({share:.0%})' for part, share in parts.items()
-            ]
-            lines.append(f'{name}: {", ".join(texts)}')
-        return '\n\n'.join(lines)
+        return ''
     _, _, rate, shares, efficiency = result.analysis
     parts = [f'{name} {share:.0%}' for name, share in shares.items() if share >= SMALLEST_SHARE]
     return (
         f'fused: {", ".join(parts)}; products run at {efficiency:.0%} of the rate of a large one '
         f'({rate / 1e9:.0f} GFLOP/s)'
     )
+
+
+def parts_of(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows of text: seconds of each part of a whole model; no rows of a backbone."""
+    names = dict.fromkeys(part for spent in result.parts.values() for part in spent)
+    rows = [
+        [part, *(f'{spent[part] * result.rows[name].median:.3f}' for name, spent in _parts(result))]
+        for part in names
+    ]
+    return ['seconds in', *result.parts], rows
+
+
+def _parts(result):
+    """Of each row; a part that is not there takes no time."""
+    return [(name, Counts(spent)) for name, spent in result.parts.items()]
 
 
 def report(results: Iterable[Result], about: dict[str, Any]) -> str:
@@ -211,7 +220,9 @@ def report(results: Iterable[Result], about: dict[str, Any]) -> str:
     blocks = ['# Benchmark', paragraph(introduction), '![the same as bars](benchmark.png)']
     for result in results:
         table = markdown_table(HEADER, cells_of(result), align='---:')
+        heading, parts = parts_of(result)
         blocks += [f'## {title_of(result)}', table, paragraph(note_of(result))]
+        blocks += [markdown_table(heading, parts, align='---:')] if parts else []
     return '\n\n'.join(block for block in blocks if block) + '\n'
 
 
