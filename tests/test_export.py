@@ -25,7 +25,7 @@ from conftest import ROOT, randomise
 from convnext_dense import ConfigError, inferencer
 from convnext_dense.commands.export import main
 from convnext_dense.data.pictures import read
-from convnext_dense.export import tracing
+from convnext_dense.export import halving, tracing
 from convnext_dense.export.families import graph_of
 from convnext_dense.export.quantising import quantised
 from convnext_dense.export.tracing import traceable
@@ -287,25 +287,65 @@ def test_the_graph_predicts_what_mmseg_does(name, scenes, tmp_path, pictures):
         assert (found == reference).mean() > 0.9999
 
 
-# ---- 8 bits ----
+# ---- 16 and 8 bits ----
 
 
-def test_int8_is_in_the_blocks_alone_and_its_difference_is_said(scenes, tmp_path, capsys):
-    config, checkpoint = make(tmp_path, scenes, generation=2)
-    paths = {precision: tmp_path / f'{precision}.onnx' for precision in ('fp32', 'int8')}
-    for precision, path in paths.items():
-        export(config, checkpoint, '-o', path, '--precision', precision)
+def types_of(path):
+    """Operator of a file -> whether what it gives is in fp16."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    half = onnx.TensorProto.FLOAT16
+    return {node.name: types.get(node.output[0]) == half for node in graph.node if node.name}
+
+
+def test_fp16_is_in_the_layers_and_not_in_grns_statistic(exported, scenes, tmp_path, capsys):
+    path = tmp_path / 'model.onnx'
+    export(exported.config, exported.checkpoint, '-o', path, '--precision', 'fp16')
     printed = capsys.readouterr().out
-    scores = re.findall(r'(fp32|int8): mIoU (\S+),', printed)
-    assert [name for name, _ in scores] == ['fp32', 'int8']
+    scores = re.findall(r'(framework|file): mIoU (\S+),', printed)
+    assert abs(float(scores[0][1]) - float(scores[1][1])) < 1
+    assert 'operators in fp16; left in fp32 by their values: 0' in printed
+    types = types_of(path)
+    for layer in ('stages.1.0.pwconv1/MatMul', 'stages.1.0.norm/', 'fpn_bottleneck.conv/Conv'):
+        assert all(is_half for name, is_half in types.items() if layer in name), layer
+    assert not any(is_half for name, is_half in types.items() if '.grn/' in name)
+    assert not any(is_half for name, is_half in types.items() if name.startswith('ArgMax'))
+    assert path.stat().st_size < 0.6 * exported.path.stat().st_size
+
+
+def test_values_that_do_not_fit_fp16_stay_in_fp32(scenes, tmp_path, capsys, monkeypatch):
+    """And where they are rounded all the same, the simulation says that the file is wrong."""
+    config, checkpoint = make(tmp_path, scenes)
+    content = torch.load(checkpoint)
+    large = 'backbone.stages.1.0.dwconv'
+    for name in ('weight', 'bias'):  # the LayerNorm behind it takes that back
+        content['state_dict'][f'{large}.{name}'] *= 1e5
+    torch.save(content, checkpoint)
+    arguments = config, checkpoint, '-o', tmp_path / 'model.onnx', '--static', 96, 96
+    export(*arguments, '--precision', 'fp16')
+    printed = capsys.readouterr().out
+    assert f'{large}/Conv' in printed and 'stays in fp32' in printed
+    (tmp_path / 'model.onnx').unlink()
+    monkeypatch.setattr(halving, 'LARGEST', float('inf'))
+    with pytest.raises(SystemExit, match='none predicts what the framework does'):
+        export(*arguments, '--precision', 'fp16')
+    assert not (tmp_path / 'model.onnx').exists()
+
+
+def test_int8_is_in_the_blocks_alone_and_its_difference_is_said(exported, tmp_path, capsys):
+    path = tmp_path / 'model.onnx'
+    export(exported.config, exported.checkpoint, '-o', path, '--precision', 'int8')
+    printed = capsys.readouterr().out
+    scores = re.findall(r'(framework|file): mIoU (\S+),', printed)
+    assert [name for name, _ in scores] == ['framework', 'file']
     assert abs(float(scores[0][1]) - float(scores[1][1])) < 3
-    assert Model(paths['int8']).meta['precision'] == 'int8'
-    graph = onnx.load(paths['int8']).graph
+    assert Model(path).meta['precision'] == 'int8'
+    graph = onnx.load(path).graph
     quantised = [node.input[0] for node in graph.node if node.op_type == 'QuantizeLinear']
     in_8_bits = [part.name for part in graph.initializer if part.data_type == onnx.TensorProto.INT8]
     assert len(quantised) >= 8 and len([n for n in in_8_bits if 'zero_point' not in n]) == 8
-    assert paths['int8'].stat().st_size < paths['fp32'].stat().st_size
-    assert not list(tmp_path.glob('*.int8*.onnx')) and not list(tmp_path.glob('*.part*'))
+    assert path.stat().st_size < exported.path.stat().st_size
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_int8_needs_a_convnext(scenes, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError
 
-LAYERS = '.pwconv1', '.pwconv2'  # ends of the names of the operators
+PRODUCTS = '.pwconv1/MatMul', '.pwconv2/MatMul'  # in the names of operators
 
 
 def quantised(path: Path, inputs: Iterable[dict[str, np.ndarray]]) -> Any:
@@ -43,7 +43,8 @@ def quantised(path: Path, inputs: Iterable[dict[str, np.ndarray]]) -> Any:
         def get_next(self):
             return next(self.batches, None)
 
-    names = [node.name for node in onnx.load(path).graph.node if node.name.endswith(LAYERS)]
+    nodes = onnx.load(path).graph.node
+    names = [node.name for node in nodes if any(part in node.name for part in PRODUCTS)]
     if not names:
         raise ConfigError('int8: the model has no block of ConvNeXt, whose linear layers it is for')
     target = path.with_name(f'{path.name}.int8')

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,8 @@ from ..training.work_dir import put_in_place, remove, unfinished
 from ..weights import PRESETS, downloading, presets
 from .common import Graph
 from .families import graph_of
-from .quantising import LAYERS, quantised
+from .halving import halved
+from .quantising import quantised
 from .tracing import traceable
 from .verifying import ODD, ROUNDED, Differs, Row, Verifier, first_line
 
@@ -103,7 +105,8 @@ def export(
         output: of a segmentor, ``'labels'`` or ``'logits'``.
         static: height and width of the only size that the file takes.
         is_fused: export what ``fuse`` makes of the model.
-        precision: ``'fp32'``, or ``'int8'``: of the linear layers of ConvNeXt's blocks.
+        precision: ``'fp32'``; ``'fp16'``: of the network's layers; ``'int8'``: of the linear layers
+            of ConvNeXt's blocks.
         say: is called with lines about what is being done.
 
     Raises:
@@ -162,14 +165,15 @@ def export(
                 _write(proto, meta, unfinished(path))
                 say('comparing with the framework ...')
                 kept = sizes[:1] if is_static else sizes
-                batches = bool(attempt.dimensions[0])
-                rows = verifier.verify(unfinished(path), kept, batches)
-                if precision == 'int8':
+                verify = partial(
+                    verifier.verify, unfinished(path), kept, bool(attempt.dimensions[0])
+                )
+                rows = verify()
+                if precision != 'fp32':
                     say('measuring ranges of values ...')
                     seen = _pictures(cfg, images, CALIBRATION)
                     inputs = [verifier.inputs([picture], size) for picture in seen]
-                    _write(quantised(unfinished(path), inputs), meta, unfinished(path))
-                    rows = verifier.verify(unfinished(path), kept, batches, ROUNDED)
+                    rows = _rounded(unfinished(path), precision, inputs, meta, say, verify)
             except Differs as error:
                 reasons.append(f'not for {says}: {error}')
                 say(reasons[-1])
@@ -181,6 +185,23 @@ def export(
     raise ConfigError(
         'no file was written, since none predicts what the framework does:\n' + '\n'.join(reasons)
     )
+
+
+def _rounded(
+    path: Path, precision: str, inputs: Sequence[dict], meta: dict, say: Callable, verify: Callable
+) -> list[Row]:
+    """Replace a file in fp32 by one in another precision, and verify that."""
+    if precision == 'int8':
+        _write(quantised(path, inputs), meta, path)
+        return verify(ROUNDED)
+    half = halved(path, inputs)
+    for line in half.report():
+        say(f'  {line}')
+    _write(half.simulation, meta, path)
+    rows = verify(ROUNDED)
+    _write(half.file, meta, path)
+    verify(ROUNDED)  # it runs; onnxruntime's CPU operators compute it in fp32
+    return rows
 
 
 def _check_environment():
@@ -261,20 +282,19 @@ def _tidy(proto, dimensions) -> None:
         for dimension, name in zip(main.output[0].type.tensor_type.shape.dim[-2:], 'hw'):
             dimension.dim_param = name
     del main.value_info[:]  # shapes between operators; onnxruntime infers them
-    for node in main.node:
+    for i, node in enumerate(main.node):
         layer = _layer_of(node)
-        if layer:
-            node.name = layer
+        node.name = f'{layer}/{node.op_type}_{i}' if layer else f'{node.op_type}_{i}'
     for part in [*main.node, *main.input, *main.output, *main.initializer]:
         part.ClearField('doc_string')
         part.ClearField('metadata_props')
 
 
 def _layer_of(node) -> str | None:
-    """Name in the model of the linear layer of a block that a product is of."""
+    """Name in the model of the innermost module that an operator is in."""
     scopes = {part.key: part.value for part in node.metadata_props}.get(SCOPES, '[]')
-    names = [name for name in ast.literal_eval(scopes) if name.endswith(LAYERS)]
-    return names[-1] if names and node.op_type == 'MatMul' else None
+    names = [name for name in ast.literal_eval(scopes) if name.startswith('model.')]
+    return names[-1].removeprefix('model.') if names else None
 
 
 def _write(proto, meta: dict, path: Path) -> None:
