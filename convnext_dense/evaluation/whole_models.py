@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..config_names import read_config
 from ..errors import ConfigError
 from ..folding import fuse
 from ..inference.building import build
+from ..inference.precision import to_bf16
 from ..printing import quiet
 from ..rearranging import rearrange
 from ..swap.noise import noise_batch
@@ -38,7 +40,7 @@ def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
     Args:
         name: ``ZOO``: mmpretrain's ConvNeXt under the heads of mmdet or mmseg; ``HOST_HEADS``: our
             backbone under these; ``OURS``: with ``rearrange``; ``FUSED``: with ``fuse``.
-        scenario: its ``dtype`` is that of autocast.
+        scenario: its ``dtype`` is that of autocast; at inference ``'bfloat16'`` is ``to_bf16``.
 
     Returns:
         Inference up to boxes, masks or labels; or forward, losses and backward. The error is that
@@ -59,12 +61,15 @@ def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
     except ImportError:
         return Candidate(lambda: None, device, is_available=False)
     dtype = getattr(torch, scenario.dtype)
-    context = partial(autocast, device, dtype)
+    context: Callable = partial(autocast, device, dtype)
     with context():
         error = worst(_outputs(model, images), expected)
     if not error < BOUND[scenario.dtype]:
         raise ConfigError(f'{name} is another model: its outputs differ by {error:.2g}')
     model.to(device)
+    if scenario.dtype == 'bfloat16' and not scenario.train:
+        to_bf16(model, device)
+        context = nullcontext
     make = _training_step if scenario.train else _prediction
     return Candidate(make(model, cfg, images, context), device, error, model=model)
 
