@@ -283,7 +283,7 @@ def test_killed_and_resumed_equals_uninterrupted(task, scenes, tmp_path):
 
 
 def test_random_states_survive_a_checkpoint_that_is_moved_to_another_device(tmp_path):
-    """Where tensors go to, bytes do not. They are read without running code."""
+    """Where tensors go to, numbers do not. They are read without running code."""
 
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()

@@ -240,14 +240,14 @@ def sharded_tensors(model: Any, checkpoint: Mapping) -> dict[str, torch.Tensor] 
 def get_random_states() -> dict:
     """The states of this process's random generators.
 
-    As bytes and numbers: torch reads these without running code, and MMEngine would move tensors
-    of a resumed checkpoint to the GPU.
+    In lists of numbers: torch reads these without running code, and MMEngine would move tensors of
+    a resumed checkpoint to the GPU.
     """
     generator = np.random.get_state(legacy=False)
     generator['state']['key'] = generator['state']['key'].tolist()
-    states = dict(python=random.getstate(), numpy=generator, torch=_bytes(torch.get_rng_state()))
+    states = dict(python=random.getstate(), numpy=generator, torch=torch.get_rng_state().tolist())
     if torch.cuda.is_available():
-        states['cuda'] = _bytes(torch.cuda.get_rng_state())
+        states['cuda'] = torch.cuda.get_rng_state().tolist()
     return states
 
 
@@ -255,17 +255,9 @@ def set_random_states(states: dict) -> None:
     """Put this process's random generators into ``states``, as ``get_random_states`` gives them."""
     random.setstate(states['python'])
     np.random.set_state(states['numpy'])
-    torch.set_rng_state(_tensor(states['torch']))
+    torch.set_rng_state(torch.tensor(states['torch'], dtype=torch.uint8))
     if 'cuda' in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_tensor(states['cuda']))
-
-
-def _bytes(state: torch.Tensor) -> bytes:
-    return state.numpy().tobytes()
-
-
-def _tensor(state: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+        torch.cuda.set_rng_state(torch.tensor(states['cuda'], dtype=torch.uint8))
 
 
 def _sampler(runner):
