@@ -63,6 +63,7 @@ class ConvNeXt(BaseModule):
     """
 
     is_init: bool  # of MMEngine: whether init_weights has run
+    emits_channels_last = False  # as fuse sets it, in models that can read such maps
 
     def __init__(
         self,
@@ -158,7 +159,8 @@ class ConvNeXt(BaseModule):
                 for step in fast_path.steps(stage, x):
                     x = step(x)
             if i in self.out_indices:
-                maps.append(fast_path.emit(getattr(self, f'norm{i}'), x))
+                norm = getattr(self, f'norm{i}')
+                maps.append(fast_path.emit(norm, x, self.emits_channels_last))
         return tuple(maps)
 
     def init_weights(self) -> None:

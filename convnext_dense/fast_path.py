@@ -196,12 +196,14 @@ def chunks(pixels: Tensor) -> list[slice]:
     return [slice(start, start + length) for start in range(0, len(pixels), length)]
 
 
-def emit(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x) in NCHW memory: (N, C, H, W) -> (N, C, H, W).
+def emit(norm: nn.Module, x: Tensor, is_channels_last: bool = False) -> Tensor:
+    """norm(x) in NCHW memory, or as it is: (N, C, H, W) -> (N, C, H, W).
 
     The copy is done in strips of rows: of a map that is not in the cache it takes four times as
     long.
     """
+    if is_channels_last:
+        return norm(x)
     if not takes_over(x, norm, {}):
         return norm(x).contiguous()
     first, *others = strips(x)

@@ -10,6 +10,7 @@ from torch import nn
 from .backbone import ConvNeXt
 from .errors import ConfigError
 from .layers import LAYER_TYPES, Block, GlobalResponseNorm, altered_layer
+from .memory_format import use_channels_last
 from .rearranging import rearrange
 
 
@@ -20,7 +21,8 @@ def fuse(model: nn.Module) -> nn.Module:
     GRN's beta) into the second; in necks and heads batch norms go into convolutions. That is exact
     but for rounding, which is done once. So fuse first and then choose a precision
     (``fuse(model).bfloat16()``). Heads are rearranged as ``rearrange`` does it. What is folded is
-    frozen. The state is saved and loaded as any is, between fused models.
+    frozen. In models of known parts, maps are passed on in channels-last memory. The state is saved
+    and loaded as any is, between fused models.
 
     Raises:
         ConfigError: the model has no block of ConvNeXt, or all are fused already, or a block has
@@ -58,6 +60,7 @@ def fuse(model: nn.Module) -> nn.Module:
         from .folded_norms import fold_norms
 
         fold_norms(model)
+    use_channels_last(model)
     return model
 
 

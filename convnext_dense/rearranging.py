@@ -1,4 +1,4 @@
-"""rearrange(): mmseg's heads in a model compute the same with fewer multiply-adds."""
+"""rearrange(): heads of mmseg and mmdet in a model compute the same in less time."""
 
 import sys
 from typing import NamedTuple
@@ -7,11 +7,13 @@ from torch import nn
 
 from .layers import is_watched
 
+EXTRACTORS = 'mmdet.models.roi_heads.roi_extractors'
+
 
 class Rearranged(NamedTuple):
     """What ``rearrange`` did, by the names of modules in the model."""
 
-    heads: list[str]  # they are rearranged
+    heads: list[str]  # they are rearranged; parts of mmdet's, too
     left_alone: dict[str, str]  # they, or a convolution in them, are not: name -> why
 
     def __str__(self) -> str:
@@ -20,18 +22,26 @@ class Rearranged(NamedTuple):
 
 
 def rearrange(model: nn.Module) -> Rearranged:
-    """Let mmseg's heads in ``model``, trained or to be trained, compute the same with less.
+    """Let the host's heads in ``model``, trained or to be trained, compute the same with less.
 
     Where a convolution reads maps that have just been upsampled, it is computed before that, and
     only its result is upsampled. That is exact but for rounding, in training as well. Heads that
     gain: UPerHead, PSPHead, ASPPHead, DepthwiseSeparableASPPHead, SegformerHead, FPNHead and,
     with ``resize_concat``, FCNHead, alone or in others such as K-Net's. Parameters, their names,
     losses and optimisers stay: only the class of a head changes, to one that is derived from it.
+    Likewise mmdet's SingleRoIExtractor, for inference on CPUs.
 
     Left alone are other classes, derived ones too, and what has hooks or has been replaced.
     """
     report = Rearranged([], {})
-    # A model that has such a head has imported mmseg; others need not have it.
+    # A model that has such a head has imported its library; others need not have it.
+    if EXTRACTORS in sys.modules:
+        from .roi_extractor import MMDetSingleRoIExtractor, SingleRoIExtractor
+
+        for name, module in model.named_modules():
+            if type(module) is MMDetSingleRoIExtractor and not is_watched(module):
+                module.__class__ = SingleRoIExtractor
+                report.heads.append(name)
     if 'mmseg.models.decode_heads' not in sys.modules:
         return report
     from .heads import REARRANGED

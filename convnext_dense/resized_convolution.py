@@ -51,7 +51,7 @@ def convolve_resized(
         align_corners: as in ``torch.nn.functional.interpolate``.
 
     Returns:
-        (N, C_out, H, W).
+        (N, C_out, H, W), in channels-last memory if a map is.
     """
     size = tuple(size)
     is_small = [not why_plain(module) and _pays(x, size, module.conv, align_corners) for x in maps]
@@ -68,7 +68,9 @@ def convolve_resized(
         resized = _join([_resize(x, size, align_corners) for x, _ in large])
         weight = _join([weight for _, weight in large])
         out = F.conv2d(resized, weight, bias, padding=weight.shape[-1] // 2)
-    out = _add(out, small, size)
+    is_last = any(memory_format_of(x) == torch.channels_last for x in maps)
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    out = _add(out, small, size, layout)
     if bias is not None and not large:
         out = out + bias.to(out.dtype)[:, None, None]
     if module.with_norm:
@@ -100,6 +102,12 @@ def why_plain(module: Any) -> str | None:
     )
     values = {name: getattr(conv, name) for name in usual}
     return next((f'has {k}={v}' for k, v in values.items() if v != usual[k]), None)
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Channels-last only where that is not contiguous as well, as in maps of a pixel."""
+    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def _resize(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
@@ -217,34 +225,47 @@ def _shifted(length: int, size: int, kernel: int, align_corners: bool, like: Ten
     return torch.stack([padded[tap : tap + size] for tap in range(kernel)])
 
 
-def _add(out: Tensor | None, maps: Sequence[_Small], size: tuple[int, ...]) -> Tensor:
+def _add(
+    out: Tensor | None, maps: Sequence[_Small], size: tuple[int, ...], layout: torch.memory_format
+) -> Tensor:
     """``out`` (N, C_out, H, W; None: zeros) and the convolutions of all ``maps``."""
     row_spans = list(zip(*(small.row_spans for small in maps)))
     if torch.is_grad_enabled():
-        strips = [torch.cat([tile for _, tile in _tiles(maps, spans)], 3) for spans in row_spans]
-        total = torch.cat(strips, 1).transpose(1, 2)
-        return total.contiguous() if out is None else out.add_(total)
+        strips = [
+            torch.cat([tile for _, tile in _tiles(maps, spans, layout)], 2) for spans in row_spans
+        ]
+        total = torch.cat(strips, 1).permute(0, 3, 1, 2)
+        return total.contiguous(memory_format=layout) if out is None else out.add_(total)
     # In place: a map of this size in fresh memory costs as much time as a level's interpolation.
     if out is None:
-        out = maps[0].x.new_zeros(len(maps[0].x), maps[0].channels, *size)
+        x = maps[0].x
+        out = x.new_zeros(len(x), maps[0].channels, *size).contiguous(memory_format=layout)
+    pixels = out.permute(0, 2, 3, 1)
     for spans in row_spans:
-        rows = out[:, :, spans[0].start : spans[0].stop]
-        for columns, tile in _tiles(maps, spans):
-            rows[..., columns] += tile.transpose(1, 2)
+        rows = pixels[:, spans[0].start : spans[0].stop]
+        for columns, tile in _tiles(maps, spans, layout):
+            rows[:, :, columns] += tile
     return out
 
 
-def _tiles(maps: Sequence[_Small], row_spans: Sequence[_Span]) -> Iterator[tuple[slice, Tensor]]:
-    """The tiles of a strip of rows: their columns, and their sums (N, rows, C_out, columns)."""
+def _tiles(
+    maps: Sequence[_Small], row_spans: Sequence[_Span], layout: torch.memory_format
+) -> Iterator[tuple[slice, Tensor]]:
+    """The tiles of a strip of rows: their columns, and their sums (N, rows, columns, C_out), as
+    they lie in a map of this memory format."""
     strips = [small.strip(span) for small, span in zip(maps, row_spans)]
+    is_last = layout == torch.channels_last
     for spans in zip(*(small.column_spans for small in maps)):
         products = []
         for small, strip, (start, stop, first, last) in zip(maps, strips, spans):
             part = slice(small.kernel * first, small.kernel * last)
             matrix = small.columns[part, start:stop].expand(len(strip), -1, -1)
-            products.append((strip[:, part].transpose(1, 2), matrix))
+            # (w k, columns) and (w k, C_out) of each row
+            pair = (matrix, strip[:, part]) if is_last else (strip[:, part], matrix)
+            products.append((pair[0].transpose(1, 2), pair[1]))
         tile = torch.bmm(*products[0])
         for product in products[1:]:
             tile.baddbmm_(*product)
+        tile = tile if is_last else tile.transpose(1, 2)
         rows = row_spans[0].stop - row_spans[0].start
         yield slice(spans[0].start, spans[0].stop), tile.unflatten(0, (-1, rows))
