@@ -264,6 +264,13 @@ def test_training_refuses_it(name, data, tmp_path, exits):
     assert len(message.splitlines()) < 15
 
 
+def test_a_file_without_objects_is_named(data, tmp_path, exits):
+    """Of which mmdet leaves no image for training."""
+    annotations(lambda content: content.update(annotations=[]))(data)
+    printed = exits('train', DEMO['coco'], '--work-dir', tmp_path, *demo_options('coco', data))
+    assert f'{ANNOTATIONS}: none of its images has an object of the classes' in printed
+
+
 def test_what_is_left_out_is_counted_once(data, tmp_path):
     from convnext_dense.commands import train
 

@@ -438,7 +438,11 @@ def annotation_problems(cfg: Config) -> list[Problem]:
     problems = []
     for _, leaf in data_sets(cfg):
         if kind_of(leaf) == COCO and _is_plain_coco(leaf):
-            problems += _annotations_of(leaf).problems
+            content = _annotations_of(leaf)
+            problems += content.problems
+            if not content.objects:
+                detail = 'none of its images has an object of the classes'
+                problems.append(Problem('no images', source_of(leaf), detail))
         elif kind_of(leaf) == LABEL_MAPS and not leaf.load_data_list():
             problems.append(Problem('no images', source_of(leaf)))
     return problems
