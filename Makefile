@@ -6,13 +6,14 @@
 # make benchmark      speed and memory beside other implementations; writes docs/benchmark
 # make gpu            checks the package on the GPU and times it; writes docs/benchmark/gpu.md
 # make census         swaps the backbone of every config of mmdet and mmseg; writes docs/census.md
+# make census-export  exports a model of every family of mmdet and mmseg; writes docs/census-export.md
 # make pins           writes the versions of all packages anew, from tools/env/*.in; needs uv
 # make storm          kills trainings and breaks inputs, at random; writes docs/reliability.md
 # make demo-seeds     the demo with three seeds; writes docs/demo.md
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: benchmark census demo demo-seeds gpu lint pins storm test test-slow test-upstream
+.PHONY: benchmark census census-export demo demo-seeds gpu lint pins storm test test-slow test-upstream
 
 demo: .venv/.ready
 	$(RUN) tools/demo.py
@@ -28,6 +29,9 @@ gpu: .venv/.ready
 
 census: .venv/.ready
 	$(RUN) tools/census.py
+
+census-export: .venv/.ready
+	$(RUN) tools/census.py --export --out docs/census-export.md
 
 storm: .venv/.ready
 	PYTHONPATH=tests $(RUN) -m storm

@@ -1,10 +1,12 @@
 """The census of all configs: a small one is taken; its page; the page that the project keeps."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT, run
+from convnext_dense.commands.census import main
 from convnext_dense.evaluation.census import Row, report
 
 
@@ -63,3 +65,16 @@ def test_page_of_a_census(page, text):
 def test_census_that_is_kept_says_enough_families_work():
     families = re.search(r'\*\*(\d+) of (\d+) families', (ROOT / 'docs/census.md').read_text())
     assert int(families[1]) >= 0.95 * int(families[2]) > 100
+
+
+@pytest.mark.slow
+def test_census_of_exports(tmp_path, monkeypatch):
+    """A family's row is kept for the next run."""
+    monkeypatch.chdir(tmp_path)
+    main(['--export', '--only', 'configs/sem_fpn/', '--out', 'page.md'])
+    page = Path('page.md').read_text()
+    assert '| equal | any number of pictures, any height and width | ' in page
+    (kept,) = Path('work_dirs/census_export').iterdir()
+    kept.write_text(kept.read_text().replace('equal', 'refused'))
+    main(['--export', '--only', 'configs/sem_fpn/', '--out', 'page.md'])
+    assert '| refused |' in Path('page.md').read_text()

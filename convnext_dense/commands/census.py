@@ -2,6 +2,7 @@
 
     convnext-dense census --out census.md
     convnext-dense census my_project/configs --import my_project --out census.md
+    convnext-dense census --export --out census-export.md
 
 Without CONFIG every config that mmdet and mmseg install is swapped. Of configs whose swapped models
 are equal but for weights, losses, numbers of classes, and settings of training and test, one is
@@ -10,12 +11,19 @@ reach the network as the weights expect, maps are read at the strides that heads
 was trained before still is. Grounding DINO and GLIP get a BERT of two layers with random weights,
 since the published one would have to be downloaded. All of mmdet and mmseg takes an hour or so on
 two cores.
+
+With --export, of each family of mmdet and mmseg a model on ConvNeXt-atto with random weights is
+exported, and it is said how dynamic its file is, or what refuses it. What is done is kept, and the
+same command goes on after an interruption. It takes some hours.
 """
 
 from pathlib import Path
 
+from ..evaluation import export_census
 from ..evaluation.census import census, configs_in, configs_of_libraries, report, report_of_each
 from .shared import errors_as_messages, make_parser
+
+KEPT = Path('work_dirs/census_export')
 
 
 @errors_as_messages()
@@ -28,7 +36,16 @@ def main(argv=None):
     parser.add_argument('--only', default='', help='of mmdet and mmseg those with this in the path')
     imports = 'import this first, as the training script of the configs does'
     parser.add_argument('--import', dest='modules', metavar='MODULE', action='append', help=imports)
+    exports = 'export a model of each family instead'
+    parser.add_argument('--export', action='store_true', help=exports)
     args = parser.parse_args(argv)
+    if args.export:
+        if args.configs or args.modules:
+            parser.error('--export is of the families of mmdet and mmseg: leave CONFIG out')
+        page = export_census.report(export_census.export_census(args.only, KEPT))
+        Path(args.out).write_text(page, encoding='utf-8')
+        print(f'wrote {args.out}')
+        return
     rows = configs_in(args.configs) if args.configs else configs_of_libraries(args.only)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before an hour of work
     rows = census(rows, args.arch, args.modules or [])

@@ -70,7 +70,7 @@ def randomise(net: Net) -> Net:
     """In place. At the initial layer scale or GRN of 0 no map would show what a block does."""
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() <= 1:
                 is_scale = not name.endswith('bias') and 'grn' not in name
                 parameter.normal_(0, 0.1).add_(is_scale)
             else:

@@ -14,6 +14,7 @@ from ..runtime.instances import Instances, paste
 from ..runtime.resizing import resize
 
 ODD = (333, 517)  # height and width that no stride divides
+SHARE = 0.05
 NOTHING = 'a single class', 'no object'  # of segmentors, of detectors
 ADVICE = (
     'name a folder of pictures of several classes, --images FOLDER',
@@ -51,6 +52,7 @@ class Row(NamedTuple):
     compared: int  # labels or detections
     equal: int  # of these
     note: str
+    classes: int = 0  # that have at least ``SHARE`` of the labels
 
     def __str__(self) -> str:
         at_once = f', {self.batch} at once' if self.batch > 1 else ''
@@ -215,19 +217,20 @@ def _same_labels(expected, found, _):
     pairs = [
         (sample.pred_sem_seg.data[0].numpy(), labels) for sample, (labels,) in zip(expected, found)
     ]
-    seen = len({label for labels, _ in pairs for label in np.unique(labels)})
+    counts = np.bincount(np.concatenate([labels.flatten() for labels, _ in pairs]))
     equal = sum(int((labels == others).sum()) for labels, others in pairs)
-    return sum(labels.size for labels, _ in pairs), equal, f'{seen} classes'
+    note = f'{np.count_nonzero(counts)} classes'
+    return counts.sum(), equal, note, int((counts >= SHARE * counts.sum()).sum())
 
 
 def _same_logits(expected, found, tolerance):
     best = [(logits.argmax(0) if len(logits) > 1 else logits[0] > 0.5,) for (logits,) in found]
     references = [sample.seg_logits.data.numpy() for sample in expected]
-    compared, equal, note = _same_labels(expected, best, tolerance)
+    compared, equal, note, classes = _same_labels(expected, best, tolerance)
     difference = max(np.abs(a - b).max() for a, (b,) in zip(references, found))
     largest = max(np.abs(logits).max() for logits in references)
     note = f'{note}, logits to {difference / largest:.0e} of the largest'
-    return compared, equal if difference < tolerance.logits * largest else 0, note
+    return compared, equal if difference < tolerance.logits * largest else 0, note, classes
 
 
 def match(

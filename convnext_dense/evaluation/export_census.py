@@ -1,0 +1,177 @@
+"""The census of exports: of each family of mmdet and mmseg a model on ConvNeXt-atto.
+
+Weights are random and pictures are generated, so that nothing is downloaded: what is compared is
+the file with the framework, not with the truth. Each family has a process of its own.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import init_default_scope
+from PIL import Image
+from torch import nn
+
+from ..errors import ConfigError
+from ..export.writing import export
+from ..inference.building import build
+from ..printing import markdown_table, progress
+from ..swap import plan
+from ..swap.config_files import read_config
+from .census import configs_of_libraries, versions
+from .peers import randomise
+from .processes import Process
+
+LIMIT = 600  # seconds for a family
+SCALE = 320, 256  # longest and shortest side of the pictures, in pixels
+PICTURES = 4
+DETECTIONS, CLASSES = 100, 3  # at least, for a proof
+STATES = dict(
+    equal='equal',
+    unproven='unproven',
+    refused='refused',
+    failed='failed',
+    cannot='its backbone cannot be exchanged',
+)
+# Part of a message -> the state that it says.
+REFUSALS = 'cannot be exported', 'which is not known', 'known is', 'a way of its own'
+
+
+@dataclass
+class Row:
+    """What came of a family."""
+
+    family: str  # LIBRARY/FAMILY
+    config: str
+    state: str  # a key of STATES
+    says: str  # which sizes the file takes; or why there is none
+    seen: str = ''  # what was compared
+
+
+def families(only: str) -> Iterator[tuple[str, list[str]]]:
+    """Each family of mmdet and mmseg, and the paths of its configs."""
+    configs: dict[str, list[str]] = {}
+    for row in configs_of_libraries(only):
+        configs.setdefault(row.family, []).append(str(row.path))
+    yield from configs.items()
+
+
+def export_census(only: str, folder: Path) -> list[Row]:
+    """A row for each family; those of an earlier run are kept in ``folder``.
+
+    Args:
+        only: part of a config's path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    chosen = list(families(only))
+    for family, configs in progress(chosen, 'families', len(chosen)):
+        kept = folder / f'{family.replace("/", "-")}.json'
+        if kept.exists():
+            rows.append(Row(**json.loads(kept.read_text())))
+            continue
+        process = Process(Trial, family, configs)
+        try:
+            row = process.ask('row', LIMIT)
+        except RuntimeError as error:
+            row = Row(family, Path(configs[0]).name, 'failed', str(error)[:300])
+        finally:
+            process.end()
+        kept.write_text(json.dumps(asdict(row)))
+        rows.append(row)
+    return rows
+
+
+class Trial:
+    """The first config of a family whose backbone can be exchanged, in a process of its own."""
+
+    def __init__(self, family: str, configs: Sequence[str]):
+        self.family, self.configs = family, configs
+
+    def row(self) -> Row:
+        reasons = []
+        for config in self.configs:
+            try:
+                cfg = plan(read_config(Path(config)), 'atto').cfg
+            except ConfigError as error:
+                reasons.append(str(error).splitlines()[0])
+                continue
+            return Row(self.family, Path(config).name, *self._exported(cfg))
+        return Row(self.family, Path(self.configs[0]).name, 'cannot', reasons[0])
+
+    def _exported(self, cfg) -> tuple[str, str, str]:
+        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        kind = 'Seg' if 'decode_head' in cfg.model else 'Det'
+        pipeline = [
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=SCALE, keep_ratio=True),
+            dict(type=f'Pack{kind}Inputs'),
+        ]
+        cfg.test_dataloader.dataset.pipeline = pipeline
+        torch.manual_seed(0)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / 'pictures').mkdir()
+            for i in range(PICTURES):
+                picture(i).save(folder / f'pictures/{i}.png')
+            try:
+                model = balanced(randomise(build(cfg.model, 'cpu')))
+                torch.save(dict(state_dict=model.state_dict()), folder / 'model.pth')
+                done = export(
+                    cfg,
+                    str(folder / 'model.pth'),
+                    folder / 'model.onnx',
+                    folder / 'pictures',
+                    say=lambda line: None,
+                )
+            except Exception as error:  # of any model
+                text = ' '.join(str(error).split()) or type(error).__name__
+                state = 'refused' if any(part in text for part in REFUSALS) else 'failed'
+                state = 'unproven' if 'That proves nothing' in text else state
+                return state, text[:400], ''
+        seen = f'{done.rows[0].compared} {"labels" if kind == "Seg" else "detections"}'
+        notes = '; '.join(done.notes)
+        return done_state(kind, done.rows), f'{done.says}{"; " * bool(notes)}{notes}'[:400], seen
+
+
+def picture(seed: int) -> Image.Image:
+    """Patches of all colours, of another width each time."""
+    patches = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), np.uint8)
+    return Image.fromarray(patches).resize((SCALE[0] + 40 * seed, SCALE[1]))
+
+
+def balanced(model: Any) -> Any:
+    """In place: no class of a segmentor has the greatest logit by its bias alone."""
+    layer = getattr(getattr(model, 'decode_head', None), 'conv_seg', None)
+    if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+        with torch.no_grad():
+            logits = model(torch.randn(1, 3, *SCALE[::-1]))
+            if isinstance(logits, torch.Tensor) and logits.shape[1] == len(layer.bias):
+                layer.bias -= logits.mean((0, 2, 3))
+    return model
+
+
+def done_state(kind: str, rows: Sequence) -> str:
+    """Equal, if enough was seen to prove it."""
+    if kind == 'Det':
+        return 'equal' if sum(row.compared for row in rows) >= DETECTIONS else 'unproven'
+    return 'equal' if rows[0].classes >= CLASSES else 'unproven'
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The page in Markdown."""
+    counts = Counter(row.state for row in rows)
+    totals = ', '.join(f'{counts[state]} {text}' for state, text in STATES.items())
+    lines = [[row.family, f'`{row.config}`', STATES[row.state], row.says, row.seen] for row in rows]
+    return (
+        f'# Census of exports\n\nMade by `make census-export`; ConvNeXt-atto. {versions()}\n\n'
+        f'{len(rows)} families: {totals}.\n\n'
+        + markdown_table(['family', 'config', 'outcome', 'sizes, or why not', 'compared'], lines)
+        + '\n'
+    )
