@@ -90,13 +90,19 @@ def _named(name: str, model: nn.Module) -> nn.Module:
 
 
 def _undo_rearranging(model: nn.Module) -> None:
+    """Give parts that our configs name, or derive from, the classes of mmdet and mmseg again."""
+    hosts: dict[type, type] = {}
     if hasattr(model, 'decode_head'):
         from ..heads import REARRANGED
 
-        hosts: dict[type, type] = {rearranged: host for host, rearranged in REARRANGED.items()}
-        for module in model.modules():
-            if type(module) in hosts:
-                module.__class__ = hosts[type(module)]
+        hosts = {rearranged: host for host, rearranged in REARRANGED.items()}
+    if hasattr(model, 'roi_head'):
+        from ..roi_extractor import MMDetSingleRoIExtractor, SingleRoIExtractor
+
+        hosts = {SingleRoIExtractor: MMDetSingleRoIExtractor}
+    for module in model.modules():
+        if type(module) in hosts:
+            module.__class__ = hosts[type(module)]
 
 
 def _of_mmpretrain(net: ConvNeXt) -> nn.Module:
