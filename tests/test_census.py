@@ -16,8 +16,11 @@ def test_census_of_a_family(tmp_path):
     In a process of its own: torch trains in no process that is forked from one that has trained.
     """
     out = tmp_path / 'census.md'
-    run(ROOT / 'tools/census.py', '--only', 'segmenter', '--arch', 'atto', '--out', out)
+    command = ROOT / 'tools/census.py', '--only', 'segmenter', '--arch', 'atto', '--out', out
+    run(*command, cwd=tmp_path)
     page = out.read_text()
+    kept = list((tmp_path / 'work_dirs/census').iterdir())
+    assert len(kept) == 5 + 1  # each was swapped, and the one that can be was trained
     assert re.search(
         r'\| segmenter \| 5 \| 1 \|  \| 1 \| 4 \|  \|  \|  \| output_stride=16; Segm', page
     )

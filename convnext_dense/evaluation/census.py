@@ -4,6 +4,7 @@ Each config is swapped, and each distinct swapped model trained and judged, in a
 So none takes the others along when it crashes, and its limits of time and memory are its own.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -27,11 +29,13 @@ from ..printing import markdown_table, progress
 from ..swap import plan, prove
 from ..swap.config_files import import_modules, read_config
 from ..swap.proof import ORIGINAL_FAILS
+from ..training.work_dir import put_in_place, unfinished
 from ..weights import PRESETS
 from .judgement import Verdict, judge_images, judge_model, why_it_does_not_run
 from .processes import Process
 
 LIMIT = 900  # seconds for one model
+KEPT = Path('work_dirs/census')  # what is done; the same command goes on after an interruption
 # Keys that may differ between configs of the same model.
 NOT_GRAPH = re.compile(
     'init_cfg|pretrained|train_cfg|test_cfg|data_preprocessor|num_classes|loss.*'
@@ -143,17 +147,38 @@ def ask_each(question: str, rows: Iterable[Row], *arguments) -> list[Row]:
     """What the ``Trial`` of each row, in a process of its own, answers to ``question``."""
 
     def ask(row: Row) -> Row:
+        path = KEPT / f'{_key(question, row, arguments)}.json'
+        if path.exists():
+            return Row(**json.loads(path.read_text()) | dict(path=row.path, folder=row.folder))
         process = Process(Trial, row, *arguments, method='fork')
         try:
-            return process.ask(question, LIMIT)
+            answer = process.ask(question, LIMIT)
         except RuntimeError as error:
             return replace(row, state='fails', why=str(error))
         finally:
             process.end()
+        unfinished(path).write_text(json.dumps(asdict(answer), default=str))
+        put_in_place(path)
+        return answer
 
     rows = list(rows)
+    KEPT.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return list(progress(threads.map(ask, rows), question, len(rows)))
+
+
+def _key(question: str, row: Row, arguments: Sequence) -> str:
+    """Of all that an answer depends on: the row, the options and the code."""
+    arch, _, modules = arguments  # the folder of the BERT is another one each time
+    parts = question, row.config, row.path.read_bytes(), arch, modules, versions(), _code()
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    """Of this package, as it was when the census began."""
+    files = sorted(Path(__file__).parents[1].rglob('*.py'))
+    return hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()
 
 
 class Trial:
