@@ -24,6 +24,13 @@ from .layers import is_watched
 # tiles. Elsewhere a launch costs more than that.
 CPU_TILE, TILE = (32, 64), (128, 128)
 
+# Memory format of a map -> of its tiles, whose rows come first, the axis of the columns; the
+# permutation of a map into that order, and back.
+TILES = {
+    torch.contiguous_format: (3, (0, 2, 1, 3), (0, 2, 1, 3)),
+    torch.channels_last: (2, (0, 2, 3, 1), (0, 3, 1, 2)),
+}
+
 # Old versions cannot tell exporting from compiling.
 _is_exporting = getattr(torch.compiler, 'is_exporting', fast_path.is_compiling)
 
@@ -230,29 +237,31 @@ def _add(
 ) -> Tensor:
     """``out`` (N, C_out, H, W; None: zeros) and the convolutions of all ``maps``."""
     row_spans = list(zip(*(small.row_spans for small in maps)))
+    axis, order, back = TILES[layout]
     if torch.is_grad_enabled():
         strips = [
-            torch.cat([tile for _, tile in _tiles(maps, spans, layout)], 2) for spans in row_spans
+            torch.cat([tile for _, tile in _tiles(maps, spans, layout)], axis)
+            for spans in row_spans
         ]
-        total = torch.cat(strips, 1).permute(0, 3, 1, 2)
+        total = torch.cat(strips, 1).permute(back)
         return total.contiguous(memory_format=layout) if out is None else out.add_(total)
     # In place: a map of this size in fresh memory costs as much time as a level's interpolation.
     if out is None:
         x = maps[0].x
         out = x.new_zeros(len(x), maps[0].channels, *size).contiguous(memory_format=layout)
-    pixels = out.permute(0, 2, 3, 1)
+    canvas = out.permute(order)
     for spans in row_spans:
-        rows = pixels[:, spans[0].start : spans[0].stop]
+        rows = canvas[:, spans[0].start : spans[0].stop]
         for columns, tile in _tiles(maps, spans, layout):
-            rows[:, :, columns] += tile
+            rows.narrow(axis, columns.start, columns.stop - columns.start).add_(tile)
     return out
 
 
 def _tiles(
     maps: Sequence[_Small], row_spans: Sequence[_Span], layout: torch.memory_format
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The tiles of a strip of rows: their columns, and their sums (N, rows, columns, C_out), as
-    they lie in a map of this memory format."""
+    """The tiles of a strip of rows: their columns, and their sums (N, rows, C_out, columns), in
+    channels-last memory (N, rows, columns, C_out)."""
     strips = [small.strip(span) for small, span in zip(maps, row_spans)]
     is_last = layout == torch.channels_last
     for spans in zip(*(small.column_spans for small in maps)):
@@ -266,6 +275,5 @@ def _tiles(
         tile = torch.bmm(*products[0])
         for product in products[1:]:
             tile.baddbmm_(*product)
-        tile = tile if is_last else tile.transpose(1, 2)
         rows = row_spans[0].stop - row_spans[0].start
         yield slice(spans[0].start, spans[0].stop), tile.unflatten(0, (-1, rows))
