@@ -170,12 +170,12 @@ def ask_each(question: str, rows: Iterable[Row], *arguments) -> list[Row]:
 def _key(question: str, row: Row, arguments: Sequence) -> str:
     """Of all that an answer depends on: the row, the options and the code."""
     arch, _, modules = arguments  # the folder of the BERT is another one each time
-    parts = question, row.config, row.path.read_bytes(), arch, modules, versions(), _code()
+    parts = question, row.config, row.path.read_bytes(), arch, modules, versions(), code_digest()
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """Of this package, as it was when the census began."""
     files = sorted(Path(__file__).parents[1].rglob('*.py'))
     return hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()

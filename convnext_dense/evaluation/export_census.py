@@ -24,7 +24,7 @@ from ..inference.building import build
 from ..printing import markdown_table, progress
 from ..swap import plan
 from ..swap.config_files import read_config
-from .census import configs_of_libraries, versions
+from .census import code_digest, configs_of_libraries, versions
 from .peers import randomise
 from .processes import Process
 
@@ -63,7 +63,8 @@ def families(only: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def export_census(only: str, folder: Path) -> list[Row]:
-    """A row for each family; those of an earlier run are kept in ``folder``.
+    """A row for each family; those of an earlier run of the same code are kept in
+    ``folder``.
 
     Args:
         only: part of a config's path.
@@ -72,7 +73,7 @@ def export_census(only: str, folder: Path) -> list[Row]:
     rows = []
     chosen = list(families(only))
     for family, configs in progress(chosen, 'families', len(chosen)):
-        kept = folder / f'{family.replace("/", "-")}.json'
+        kept = folder / f'{family.replace("/", "-")}-{code_digest()[:12]}.json'
         if kept.exists():
             rows.append(Row(**json.loads(kept.read_text())))
             continue

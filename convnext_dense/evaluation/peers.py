@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..architectures import ARCHITECTURES
+from ..architectures import ARCHITECTURES, Architecture
 from ..backbone import ConvNeXt
 from ..errors import ConfigError
 from ..folding import fuse
@@ -253,13 +253,18 @@ def transformers_peer(arch: str) -> tuple[nn.Module, Callable]:
     return model, lambda model, images: model(images).feature_maps
 
 
-def mmpretrain_peer(arch: str) -> tuple[nn.Module, Callable]:
+def mmpretrain_backbone(architecture: Architecture, out_indices: Sequence[int]) -> nn.Module:
+    """mmpretrain's ConvNeXt, with a norm on each map, as the zoos have it."""
     with quiet():  # it says which optional packages it lacks
         from mmpretrain.models import ConvNeXt as Theirs
-    v2 = dict(use_grn=True, layer_scale_init_value=0.0) if arch.startswith('v2') else {}
-    depths, dims = ARCHITECTURES[arch][:2]
+    depths, dims, generation, _ = architecture
+    v2 = dict(use_grn=True, layer_scale_init_value=0.0) if generation == 2 else {}
     theirs = dict(depths=list(depths), channels=list(dims))
-    model = Theirs(theirs, out_indices=(0, 1, 2, 3), gap_before_final_norm=False, **v2)
+    return Theirs(theirs, out_indices=out_indices, gap_before_final_norm=False, **v2)
+
+
+def mmpretrain_peer(arch: str) -> tuple[nn.Module, Callable]:
+    model = mmpretrain_backbone(ARCHITECTURES[arch], (0, 1, 2, 3))
     for i in range(4):
         setattr(model, f'norm{i}', nn.Identity())
     return model, lambda model, images: model(images)

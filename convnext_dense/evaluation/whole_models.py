@@ -17,12 +17,11 @@ from ..errors import ConfigError
 from ..folding import fuse
 from ..inference.building import build
 from ..inference.precision import to_bf16
-from ..printing import quiet
 from ..rearranging import rearrange
 from ..swap.noise import noise_batch
 from ..weights import convert
 from .flops import samples
-from .peers import BOUND, Scenario, autocast, images_of, randomise, worst
+from .peers import BOUND, Scenario, autocast, images_of, mmpretrain_backbone, randomise, worst
 from .timing import Candidate
 
 ZOO, HOST_HEADS, OURS, FUSED = (
@@ -106,16 +105,7 @@ def _undo_rearranging(model: nn.Module) -> None:
 
 
 def _of_mmpretrain(net: ConvNeXt) -> nn.Module:
-    with quiet():  # it says which optional packages it lacks
-        from mmpretrain.models import ConvNeXt as Theirs
-    depths, dims, generation, _ = net.architecture
-    v2 = dict(use_grn=True, layer_scale_init_value=0.0) if generation == 2 else {}
-    model = Theirs(
-        dict(depths=list(depths), channels=list(dims)),
-        out_indices=net.out_indices,
-        gap_before_final_norm=False,
-        **v2,
-    )
+    model = mmpretrain_backbone(net.architecture, net.out_indices)
     model.load_state_dict(convert(net.state_dict(), 'mmpretrain').tensors)
     model.train(net.training)  # not chained: it returns None
     return model

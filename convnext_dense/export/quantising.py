@@ -1,7 +1,6 @@
 """A file in fp32 -> the same with the linear layers of ConvNeXt's blocks in 8 bits."""
 
 import contextlib
-import io
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..printing import quiet
 
 PRODUCTS = '.pwconv1/MatMul', '.pwconv2/MatMul'  # in the names of operators
 
@@ -72,7 +72,7 @@ def _silence():
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet():
             yield
     finally:
         logger.setLevel(level)
