@@ -127,6 +127,10 @@ BROKEN = {
         'coco', repeated('images'), 'duplicate image id', "2 entries of 'images' have the id 0"
     ),
     'JSON cut off': ('coco', cut(ANNOTATIONS, 2000), 'unreadable file', f'{ANNOTATIONS}: not JSON'),
+    'a list for an object': (
+        'coco', lambda data: (data / ANNOTATIONS).write_text('[]'), 'missing key',
+        "it has no list 'images'",
+    ),
     'no list of images': (
         'coco', annotations(lambda content: content.pop('images')), 'missing key',
         "it has no list 'images'",
@@ -339,6 +343,10 @@ def test_categories_are_read_without_the_rest(tmp_path, monkeypatch):
     path.write_text('{"categories": [{"id": 1')
     with pytest.raises(ValueError):
         coco.categories(path)
+    for content in ('[]', '{"categories": null}'):
+        path.write_text(content)
+        with pytest.raises(KeyError, match='categories'):
+            coco.categories(path)
 
 
 def test_sound_data_are_silent(scenes, tmp_path, capsys):

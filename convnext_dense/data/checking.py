@@ -198,7 +198,7 @@ def _evaluated_images(cfg: Config, split: str, leaf) -> Iterator[Problem]:
             continue
         try:
             listed = {image.get('id') for image in json.loads(Path(path).read_bytes())['images']}
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # a problem of the file
         if any(info.get('img_id') not in listed for info in _some(leaf)):
             detail = f'it lacks images of {leaf.ann_file}, which the {split} data set reads'

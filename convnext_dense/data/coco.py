@@ -40,7 +40,7 @@ def categories(path: str | Path) -> list[dict]:
     Raises:
         OSError: it cannot be read.
         ValueError: it is not JSON.
-        KeyError: it has no categories.
+        KeyError: it has no list of categories.
     """
     lists = []
     with open(path, 'rb') as file:
@@ -61,7 +61,11 @@ def categories(path: str | Path) -> list[dict]:
                 break
     if len(candidates) == 1:  # the word may also be a key of something else
         return candidates[0]
-    return json.loads(Path(path).read_bytes())['categories']
+    content = json.loads(Path(path).read_bytes())
+    listed = content.get('categories') if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        raise KeyError('categories')
+    return listed
 
 
 def class_problems(path: str, listed: Sequence[dict], classes: Sequence[str]) -> Iterator[Problem]:
