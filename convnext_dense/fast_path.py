@@ -71,9 +71,10 @@ def takes_over(x: Tensor, module: nn.Module, layers: Mapping | None = None) -> b
     - ``plain_operators`` is not active.
     """
     return (
-        not (is_compiling() or torch.jit.is_tracing() or _is_observed() or is_plain())
+        not is_compiling()  # a compiler cannot answer the rest
+        and x.device.type == 'cpu'  # early: a GPU waits for Python
+        and not (torch.jit.is_tracing() or _is_observed() or is_plain())
         and type(x) is Tensor
-        and x.device.type == 'cpu'
         and not _is_small(x, module)
         and not module.training
         and not (torch.is_grad_enabled() and _has_gradient(x, module))

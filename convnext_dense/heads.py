@@ -1,7 +1,8 @@
 """mmseg's heads with their convolutions over resized maps rearranged. It imports mmseg.
 
 Each computes what its base class does, from the same parameters; ``resized_convolution.py`` tells
-why. Configs name ``convnext_dense.UPerHead``; ``rearrange`` puts all into a model that exists.
+why. Their losses keep less for the backward pass. Configs name ``convnext_dense.UPerHead`` and
+``convnext_dense.FCNHead``; ``rearrange`` puts all into a model that exists.
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,13 @@ from typing import Any
 
 import torch
 from mmseg.models import decode_heads as mmseg_heads
+from mmseg.models.losses import CrossEntropyLoss
 from mmseg.models.utils import Upsample, resize
+from mmseg.structures import SegDataSample
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from . import fast_path
 from .layers import is_watched
 from .registry import MODELS
 from .resized_convolution import convolve_resized, is_plain
@@ -19,10 +24,41 @@ from .resized_convolution import convolve_resized, is_plain
 Maps = Sequence[Tensor]  # (N, C_i, H_i, W_i)
 
 
-class _Rearranged:
+class _Rearranged(mmseg_heads.decode_head.BaseDecodeHead):
     """What the heads share."""
 
-    align_corners: bool
+    def loss_by_feat(
+        self, seg_logits: Tensor, batch_data_samples: Sequence[SegDataSample]
+    ) -> dict[str, Tensor]:
+        """Image by image, and again in the backward pass: at the labels' size the logits of all
+        classes, their softmax and its gradient would take as much memory as the rest of the head.
+        """
+        of_batch = super().loss_by_feat
+        is_eager = torch.is_grad_enabled() and not (is_plain() or fast_path.is_compiling())
+        if not (is_eager and self._averages_images()):
+            return of_batch(seg_logits, batch_data_samples)
+        images = [
+            # A loss draws no random numbers where there is no sampler.
+            checkpoint(of_batch, x, [y], use_reentrant=False, preserve_rng_state=False)
+            for x, y in zip(seg_logits.split(1), batch_data_samples)
+        ]
+        parts = {name: torch.stack([image[name] for image in images]) for name in images[0]}
+        accuracy, eps = parts.pop('acc_seg'), torch.finfo(torch.float32).eps  # eps as in mmseg
+        counts = [(y.gt_sem_seg.data != self.ignore_index).sum() for y in batch_data_samples]
+        shares = (torch.stack(counts) + eps).to(accuracy)[:, None]
+        losses = {name: part.mean(0) for name, part in parts.items()}
+        return dict(losses, acc_seg=(accuracy * shares).sum(0) / shares.sum())
+
+    def _averages_images(self) -> bool:
+        """Whether the loss of a batch is the mean over its images' losses."""
+        losses = self.loss_decode
+        return self.sampler is None and all(
+            type(loss) is CrossEntropyLoss
+            and not (loss.use_sigmoid or loss.use_mask or loss.avg_non_ignore)
+            and loss.reduction == 'mean'
+            and loss.class_weight is None
+            for loss in (losses if isinstance(losses, nn.ModuleList) else [losses])
+        )
 
     def resized_convolutions(self) -> list[nn.Module]:
         """The ``ConvModule`` that read resized maps."""
@@ -114,6 +150,7 @@ class DepthwiseSeparableASPPHead(ASPPHead, mmseg_heads.DepthwiseSeparableASPPHea
         return self.cls_seg(self.sep_bottleneck(x))
 
 
+@MODELS.register_module()
 class FCNHead(_Rearranged, mmseg_heads.FCNHead):
     """mmseg's FCNHead (arXiv 1411.4038), whose input may be ``resize_concat``."""
 

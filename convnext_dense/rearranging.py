@@ -27,8 +27,9 @@ def rearrange(model: nn.Module) -> Rearranged:
     Where a convolution reads maps that have just been upsampled, it is computed before that, and
     only its result is upsampled. That is exact but for rounding, in training as well. Heads that
     gain: UPerHead, PSPHead, ASPPHead, DepthwiseSeparableASPPHead, SegformerHead, FPNHead and,
-    with ``resize_concat``, FCNHead, alone or in others such as K-Net's. Parameters, their names,
-    losses and optimisers stay: only the class of a head changes, to one that is derived from it.
+    with ``resize_concat``, FCNHead, alone or in others such as K-Net's. A training step keeps less
+    of their losses, where these are plain cross entropies. Parameters, their names, losses and
+    optimisers stay: only the class of a head changes, to one that is derived from it.
     Likewise mmdet's SingleRoIExtractor, for inference on CPUs.
 
     Left alone are other classes, derived ones too, and what has hooks or has been replaced.
@@ -59,7 +60,7 @@ def rearrange(model: nn.Module) -> Rearranged:
             left_alone = {name: 'has hooks, is compiled or has another forward'}
         elif type(head) not in (base, REARRANGED[base]):
             left_alone = {name: f"is a {type(head).__name__}, not mmseg's {base.__name__}"}
-        elif len(left_alone) < len(convolutions):
+        elif not convolutions or len(left_alone) < len(convolutions):
             head.__class__ = REARRANGED[base]
             report.heads.append(name)
         report.left_alone.update(left_alone if convolutions else {})

@@ -23,6 +23,9 @@ from .layers import is_watched
 # the cache, and interpolation, a product with matrices that are mostly zeros, costs less in small
 # tiles. Elsewhere a launch costs more than that.
 CPU_TILE, TILE = (32, 64), (128, 128)
+# Multiply-adds that a map has to save on a GPU, which computes about as many while the operators of
+# the rearranged form, thirty for a map, are launched.
+LEAST_SAVED = 2e10
 
 # Memory format of a map -> of its tiles, whose rows come first, the axis of the columns; the
 # permutation of a map into that order, and back.
@@ -170,7 +173,7 @@ def _spans_of(
 
 
 def _pays(x: Tensor, size: tuple[int, ...], conv: nn.Conv2d, align_corners: bool) -> bool:
-    """Whether the rearranged form of one map takes fewer multiply-adds."""
+    """Whether the rearranged form of one map takes fewer multiply-adds, and on GPUs less time."""
     kernel, channels, (h, w) = conv.kernel_size[0], x.shape[1], x.shape[2:]
     height, width = size
     if h > height or w > width or (h, w) == size:
@@ -181,7 +184,9 @@ def _pays(x: Tensor, size: tuple[int, ...], conv: nn.Conv2d, align_corners: bool
     for start, stop, first, last in rows:
         count += (last - first) * w * kernel**2 * (channels + stop - start)
         count += sum((stop - start) * (b - a) * kernel * (g - f) for a, b, f, g in columns)
-    return count < height * width * kernel**2 * channels
+    saved = height * width * kernel**2 * channels - count
+    least = 0 if x.device.type in ('cpu', 'meta') else LEAST_SAVED
+    return saved > 0 and len(x) * conv.out_channels * saved >= least
 
 
 # ---- the sum ----

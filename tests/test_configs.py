@@ -232,7 +232,8 @@ DETECTOR = BACKBONE | {
 }
 SEGMENTOR = BACKBONE | {
     'model.pretrained',
-    'model.decode_head.type',  # computes the same
+    'model.decode_head.type',  # computes the same, as the next does
+    'model.auxiliary_head.type',
     'param_scheduler.0.end',
     'optim_wrapper.loss_scale',  # dynamic, which is the wrapper's default
     'param_scheduler.1.begin',

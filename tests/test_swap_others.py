@@ -212,6 +212,16 @@ def test_loaders_that_normalise_differently_are_refused():
     assert warns(plan(cfg, 'tiny', 'tiny_in1k'), 'images of val_dataloader are not normalised')
 
 
+def test_pipelines_that_nothing_reads_are_left_alone():
+    # as in mmdet's configs of guided anchoring, which keep data sets of mmdet 2
+    cfg = zoo(RETINA)
+    cfg.train_pipeline = cfg.data = [dict(type='Normalize', to_rgb=False, **CAFFE)]
+    swap = plan(cfg, 'tiny', 'tiny_in1k')
+    assert swap.cfg.model.data_preprocessor.mean == IMAGENET['mean']
+    assert swap.cfg.data[0].mean == CAFFE['mean']
+    assert warns(swap, 'Normalize of train_pipeline, data is left as it is')
+
+
 def test_two_stacked_images_are_normalised_alike():
     cfg = zoo(UPER, data_preprocessor=dict(mean=CAFFE['mean'] * 2, std=CAFFE['std'] * 2))
     swap = plan(cfg, 'tiny', 'tiny_in1k')

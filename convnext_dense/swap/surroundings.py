@@ -9,6 +9,7 @@ from .config_files import OLD_CONVNEXT
 from .editing import Edits, KeyPath, at, dotted, walk
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+READ = (*LOADERS, 'custom_hooks', 'tta_pipeline')  # all else is read by way of these, or not at all
 
 
 def set_normalisation(edits: Edits, owner: KeyPath, preset: Preset | None) -> None:
@@ -29,6 +30,10 @@ def set_normalisation(edits: Edits, owner: KeyPath, preset: Preset | None) -> No
     # one preprocessor for several branches has another within
     paths = [(*path, 'data_preprocessor') if _preprocessor(cfg, path) else path for path in paths]
     steps = list(_normalising_steps(cfg))
+    if any(cfg.get(key) for key in LOADERS) and not any(step[0] in READ for step in steps):
+        if steps:
+            edits.warn(f'{_where(steps)} is left as it is: no dataloader reads it')
+        steps = []
     if not paths and not steps:
         edits.warn(
             'the model has no data_preprocessor, and the pipelines have no Normalize: images come '
@@ -73,7 +78,7 @@ def _normalise_in_pipelines(edits: Edits, paths: list[KeyPath], steps: list[KeyP
     loaders = [key for key in LOADERS if cfg.get(key)]
     without = [key for key in loaders if not any(step[0] == key for step in steps)]
     twice = [path for path in paths if not _does_nothing(at(cfg, path))]
-    where = f'Normalize of {", ".join(dict.fromkeys(step[0] for step in steps))}'
+    where = _where(steps)
     if without and twice:
         raise ConfigError(
             f'images are normalised by {where} and again by {dotted(twice[0])}, but those of '
@@ -94,6 +99,10 @@ def _normalise_in_pipelines(edits: Edits, paths: list[KeyPath], steps: list[KeyP
                 edits.set((*path, key), None, why)
             elif node.get(key) is True:
                 edits.set((*path, key), False, why)
+
+
+def _where(steps: list[KeyPath]) -> str:
+    return f'Normalize of {", ".join(dict.fromkeys(step[0] for step in steps))}'
 
 
 def _normalising_steps(cfg) -> Iterator[KeyPath]:
