@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT, run
 from convnext_dense.commands.census import main
-from convnext_dense.evaluation.census import Row, report
+from convnext_dense.evaluation.census import PLANNING, Row, report
 
 
 def test_census_of_a_family(tmp_path):
@@ -28,6 +28,18 @@ def test_census_of_a_family(tmp_path):
     refused = 'SegmenterMaskTransformerHead cannot be given another backbone: it decodes the tokens'
     assert re.search(f'and 1 more: {refused}', page)
     assert '## Fails\n\nNone.' in page
+
+
+def test_a_step_of_training_reads_nothing_that_plans_a_swap():
+    """Else a change of the planning could change an answer that is kept."""
+    package = ROOT / 'convnext_dense'
+    assert all((package / f'{name}.py').exists() for name in PLANNING)
+    kept = [path for path in (package / 'swap').glob('*.py') if path.stem != '__init__']
+    kept = [path for path in kept if f'swap/{path.stem}' not in PLANNING]
+    for path in (*kept, package / 'evaluation/judgement.py'):
+        read = re.findall(r'from (?:\.|\.\.swap\.)(\w+) import', path.read_text())
+        # planning.py has the class of a swap
+        assert {f'swap/{name}' for name in read} & set(PLANNING) <= {'swap/planning'}, path
 
 
 @pytest.fixture(scope='module')

@@ -9,9 +9,9 @@ are equal but for weights, losses, numbers of classes, and settings of training 
 built and trained for a step, beside the original. Three things are judged from outside: images
 reach the network as the weights expect, maps are read at the strides that heads were told, and what
 was trained before still is. Grounding DINO and GLIP get a BERT of two layers with random weights,
-since the published one would have to be downloaded. All of mmdet and mmseg takes an hour or so on
-two cores. What is done is kept in work_dirs/census as long as the code is the same, and the same
-command goes on after an interruption.
+since the published one would have to be downloaded. All of mmdet and mmseg takes two hours on two
+cores. What is done is kept in work_dirs/census, and the same command goes on after an interruption;
+after a change of the code it does again what that may have changed.
 
 With --export, of each family of mmdet and mmseg a model on ConvNeXt-atto with random weights is
 exported, and it is said how dynamic its file is, or what refuses it. What is done is kept, and the

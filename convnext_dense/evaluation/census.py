@@ -41,6 +41,23 @@ NOT_GRAPH = re.compile(
     'init_cfg|pretrained|train_cfg|test_cfg|data_preprocessor|num_classes|loss.*'
 )
 BERT = 'bert-base-uncased'
+# Of this package what no trial reads, and what none reads but to plan a swap.
+NOT_READ = 'commands', 'data', 'demo', 'doctor', 'export', 'runtime', 'training'
+PLANNING = tuple(
+    f'swap/{name}'
+    for name in (
+        'cases',
+        'config_files',
+        'new_backbone',
+        'optimiser',
+        'planning',
+        'rewiring',
+        'stages',
+        'surroundings',
+        'widths',
+        'writing',
+    )
+)
 STATES = dict(
     works='works',
     adapter='works with an adapter',
@@ -71,6 +88,7 @@ class Row:
     adapters: list[str] = field(default_factory=list)  # Swap.adapters
     lost: bool = False  # layers of the method were in the old backbone
     graph: str = ''  # the swapped model as JSON, but for what may differ
+    configs: str = ''  # digest of the original and of the swapped config
     trained: bool = False  # itself: it is the first of its graph
     step: str = ''  # Proof.step
     unused: list[str] = field(default_factory=list)  # Proof.without_gradient
@@ -168,17 +186,33 @@ def ask_each(question: str, rows: Iterable[Row], *arguments) -> list[Row]:
 
 
 def _key(question: str, row: Row, arguments: Sequence) -> str:
-    """Of all that an answer depends on: the row, the options and the code."""
+    """Of all that an answer depends on: the row, the options and the code.
+
+    A step of training depends on the planning of a swap by its result alone, so that a change of
+    the planning trains again only those models that it changes.
+    """
     arch, _, modules = arguments  # the folder of the BERT is another one each time
-    parts = question, row.config, row.path.read_bytes(), arch, modules, versions(), code_digest()
+    parts = [question, row.config, arch, modules, versions()]
+    if question == 'trained':
+        parts += [row.configs, code_digest(*NOT_READ, *PLANNING)]
+    else:
+        parts += [row.path.read_bytes(), code_digest(*NOT_READ)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 @cache
-def code_digest() -> str:
-    """Of this package, as it was when the census began."""
-    files = sorted(Path(__file__).parents[1].rglob('*.py'))
-    return hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()
+def code_digest(*left_out: str) -> str:
+    """Of this package, as it was when the census began.
+
+    Args:
+        left_out: folders, and modules without ``.py``, relative to the package.
+    """
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(package.rglob('*.py')):
+        name = path.relative_to(package).with_suffix('').as_posix()
+        if not any(name == part or name.startswith(f'{part}/') for part in left_out):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class Trial:
@@ -219,9 +253,12 @@ class Trial:
             preset = PRESETS[self.preset]
             images = judge_images(swap, preset.mean, preset.std)
         graph = json.dumps(graph_of(swap.cfg.model.to_dict()), sort_keys=True, default=str)
+        both = [swap.original.to_dict(), swap.cfg.to_dict(), swap.owners]
+        text = json.dumps(both, sort_keys=True, default=str).replace(self.bert, BERT)
+        configs = hashlib.sha256(text.encode()).hexdigest()
         lost = any('gone with it' in warning for warning in swap.warnings)
         row = replace(self.row, faults=images.faults, not_judged=images.not_judged)
-        return replace(row, graph=graph, adapters=swap.adapters, lost=lost)
+        return replace(row, graph=graph, configs=configs, adapters=swap.adapters, lost=lost)
 
     def trained(self) -> Row:
         """The row after a step of training; where it fails, after the original's."""
