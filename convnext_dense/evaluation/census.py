@@ -15,9 +15,9 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -25,14 +25,13 @@ from mmengine.config import Config
 
 from ..config_names import config_folder
 from ..errors import ConfigError
-from ..printing import markdown_table, progress
+from ..printing import markdown_table
 from ..swap import plan, prove
 from ..swap.config_files import import_modules, read_config
 from ..swap.proof import ORIGINAL_FAILS
-from ..training.work_dir import put_in_place, unfinished
 from ..weights import PRESETS
 from .judgement import Verdict, judge_images, judge_model, why_it_does_not_run
-from .processes import Process
+from .processes import Process, ask_each
 
 LIMIT = 900  # seconds for one model
 KEPT = Path('work_dirs/census')  # what is done; the same command goes on after an interruption
@@ -137,19 +136,20 @@ def census(rows: Sequence[Row], arch: str, modules: Sequence[str] = ()) -> list[
         modules: that are imported first.
     """
     try:
-        import mmseg.models  # noqa: F401  once, for all processes
+        for name in ('mmdet.models', 'mmdet.datasets', 'mmseg.models', 'mmseg.datasets'):
+            import_module(name)  # once, for all processes
     except Exception as error:
         raise ConfigError(
             f'mmdet and mmseg cannot be imported: {type(error).__name__}: {error}'
         ) from error
     with tempfile.TemporaryDirectory() as bert:
         make_bert(bert)
-        rows = ask_each('swapped', rows, arch, bert, modules)
+        rows = _answers('swapped', rows, arch, bert, modules)
         first: dict[str, Row] = {}
         for row in rows:
             if row.graph:
                 row.trained = first.setdefault(row.graph, row) is row
-        trained = ask_each('trained', first.values(), arch, bert, modules)
+        trained = _answers('trained', first.values(), arch, bert, modules)
     proofs = {row.graph: row for row in trained}
     for row in rows:
         if proof := proofs.get(row.graph):
@@ -161,28 +161,21 @@ def census(rows: Sequence[Row], arch: str, modules: Sequence[str] = ()) -> list[
     return rows
 
 
-def ask_each(question: str, rows: Iterable[Row], *arguments) -> list[Row]:
+def _answers(question: str, rows: Iterable[Row], *arguments) -> list[Row]:
     """What the ``Trial`` of each row, in a process of its own, answers to ``question``."""
-
-    def ask(row: Row) -> Row:
-        path = KEPT / f'{_key(question, row, arguments)}.json'
-        if path.exists():
-            return Row(**json.loads(path.read_text()) | dict(path=row.path, folder=row.folder))
-        process = Process(Trial, row, *arguments, method='fork')
-        try:
-            answer = process.ask(question, LIMIT)
-        except RuntimeError as error:
-            return replace(row, state='fails', why=str(error))
-        finally:
-            process.end()
-        unfinished(path).write_text(json.dumps(asdict(answer), default=str))
-        put_in_place(path)
-        return answer
-
     rows = list(rows)
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(progress(threads.map(ask, rows), question, len(rows)))
+    starts = {
+        KEPT / f'{_key(question, row, arguments)}.json': partial(
+            Process, Trial, row, *arguments, method='fork'
+        )
+        for row in rows
+    }
+    return [
+        replace(row, state='fails', why=str(answer))
+        if isinstance(answer, RuntimeError)
+        else Row(**answer | dict(path=row.path, folder=row.folder))
+        for row, answer in zip(rows, ask_each(question, starts, LIMIT))
+    ]
 
 
 def _key(question: str, row: Row, arguments: Sequence) -> str:

@@ -4,11 +4,11 @@ Weights are random and pictures are generated, so that nothing is downloaded: wh
 the file with the framework, not with the truth. Each family has a process of its own.
 """
 
-import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from torch import nn
 from ..errors import ConfigError
 from ..export.writing import export
 from ..inference.building import build
-from ..printing import markdown_table, progress
+from ..printing import markdown_table
 from ..swap import plan
 from ..swap.config_files import read_config
 from .census import code_digest, configs_of_libraries, versions
 from .peers import randomise
-from .processes import Process
+from .processes import Process, ask_each
 
-LIMIT = 600  # seconds for a family
+LIMIT = 900  # seconds for a family
 SCALE = 320, 256  # longest and shortest side of the pictures, in pixels
 PICTURES = 4
 DETECTIONS, CLASSES = 100, 3  # at least, for a proof
@@ -55,39 +55,26 @@ class Row:
     seen: str = ''  # what was compared
 
 
-def families(only: str) -> Iterator[tuple[str, list[str]]]:
-    """Each family of mmdet and mmseg, and the paths of its configs."""
-    configs: dict[str, list[str]] = {}
-    for row in configs_of_libraries(only):
-        configs.setdefault(row.family, []).append(str(row.path))
-    yield from configs.items()
-
-
 def export_census(only: str, folder: Path) -> list[Row]:
-    """A row for each family; those of an earlier run of the same code are kept in
-    ``folder``.
+    """A row for each family; those of an earlier run of the same code are kept in ``folder``.
 
     Args:
         only: part of a config's path.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    chosen = list(families(only))
-    for family, configs in progress(chosen, 'families', len(chosen)):
-        kept = folder / f'{family.replace("/", "-")}-{code_digest(*NOT_READ)[:12]}.json'
-        if kept.exists():
-            rows.append(Row(**json.loads(kept.read_text())))
-            continue
-        process = Process(Trial, family, configs)
-        try:
-            row = process.ask('row', LIMIT)
-        except RuntimeError as error:
-            row = Row(family, Path(configs[0]).name, 'failed', str(error)[:300])
-        finally:
-            process.end()
-        kept.write_text(json.dumps(asdict(row)))
-        rows.append(row)
-    return rows
+    families: dict[str, list[str]] = {}
+    for config in configs_of_libraries(only):
+        families.setdefault(config.family, []).append(str(config.path))
+    code = code_digest(*NOT_READ)[:12]
+    starts = {
+        folder / f'{family.replace("/", "-")}-{code}.json': partial(Process, Trial, family, configs)
+        for family, configs in families.items()
+    }
+    return [
+        Row(family, Path(configs[0]).name, 'failed', str(answer)[:300])
+        if isinstance(answer, RuntimeError)
+        else Row(**answer)
+        for (family, configs), answer in zip(families.items(), ask_each('row', starts, LIMIT))
+    ]
 
 
 class Trial:
@@ -95,6 +82,7 @@ class Trial:
 
     def __init__(self, family: str, configs: Sequence[str]):
         self.family, self.configs = family, configs
+        torch.set_num_threads(1)
 
     def row(self) -> Row:
         reasons = []

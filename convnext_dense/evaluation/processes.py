@@ -1,15 +1,21 @@
 """Models in processes of their own, which answer questions."""
 
+import json
 import multiprocessing
+import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ..printing import quiet
+from ..printing import progress, quiet
+from ..training.work_dir import put_in_place, unfinished
 
 _starting = threading.Lock()  # libraries refuse to fork while another thread does
 
@@ -77,3 +83,37 @@ def _serve(pipe, threads, make, args):
         except Exception as error:
             answer = RuntimeError(f'{type(error).__name__}: {error}')
         pipe.send(answer)
+
+
+def ask_each(
+    question: str, starts: Mapping[Path, Callable[[], Process]], seconds: float
+) -> list[dict | RuntimeError]:
+    """Ask many processes, each once, and as many at a time as there are cores.
+
+    Args:
+        question: a method that returns a dataclass.
+        starts: the file that keeps an answer for the next run -> what starts the process.
+        seconds: that an answer may take.
+
+    Returns:
+        The fields of each answer; or, kept nowhere, the error that ``Process.ask`` raised.
+    """
+
+    def ask(path: Path, start: Callable[[], Process]) -> dict | RuntimeError:
+        if path.exists():
+            return json.loads(path.read_text())
+        process = start()
+        try:
+            answer = asdict(process.ask(question, seconds))
+        except RuntimeError as error:
+            return error
+        finally:
+            process.end()
+        unfinished(path).write_text(json.dumps(answer, default=str))
+        put_in_place(path)
+        return answer
+
+    for path in starts:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(progress(threads.map(ask, starts, starts.values()), question, len(starts)))
