@@ -40,6 +40,7 @@ CAPABILITIES = {  # what torch 2.1 cannot do, or what is not installed beside it
     'loss scaling on the CPU': hasattr(torch.amp, 'GradScaler'),
     'ONNX export': _has_module('onnxscript'),
     'DINOv3 in transformers': _has_module('transformers.models.dinov3_convnext'),
+    'OpenVINO': _has_module('openvino'),
     'twine': _has_module('twine'),
 }
 # Capability -> the tests that are skipped without it. Any other skip fails the run, and so does
@@ -64,6 +65,7 @@ SKIPS = {
         'tests/test_export_detectors.py',
     },
     'DINOv3 in transformers': {'test_features_equal_dinov3'},
+    'OpenVINO': {'test_openvino_runs_the_file_too', 'test_what_openvino_cannot_run_is_a_note'},
     'twine': {'test_twine_accepts_both'},
 }
 REAL_DATA = 'no real data'

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,16 @@ from mmseg.registry import MODELS
 from PIL import Image
 from torch import nn
 
-from conftest import ROOT, randomise
-from convnext_dense import ConfigError, inferencer
+from conftest import CAPABILITIES, ROOT, needs, randomise
+from convnext_dense import ConfigError, inferencer, swap_backbone
 from convnext_dense.commands.export import main
 from convnext_dense.data.pictures import read
-from convnext_dense.export import halving, tracing
+from convnext_dense.evaluation.export_census import balanced
+from convnext_dense.export import halving, tracing, writing
 from convnext_dense.export.families import graph_of
 from convnext_dense.export.quantising import quantised
 from convnext_dense.export.tracing import traceable
-from convnext_dense.export.verifying import Verifier
+from convnext_dense.export.verifying import EXACT, Verifier
 from convnext_dense.export.writing import resize_rule
 from convnext_dense.inference.building import build, load
 from convnext_dense.runtime.model import Model, UnusableFile
@@ -180,6 +182,64 @@ def test_windows_slide_in_the_file_too(scenes, tmp_path, capsys):
     assert model(image).shape == (7, 91, 70)
 
 
+FAMILIES = (
+    *('pspnet_r50-d8_4xb2-40k_cityscapes-512x1024', 'fpn_r50_4xb2-80k_cityscapes-512x1024'),
+    'deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024',
+    'segformer_mit-b0_8xb1-160k_cityscapes-1024x1024',
+    'mask2former_r50_8xb2-90k_cityscapes-512x1024',
+)
+# Random weights of Mask2Former are multiplied by these, or all queries see the same.
+OF_QUERIES = {'query_': 16, 'out_proj': 0.3, 'ffn.layers.1': 0.3, 'cls_embed': 5}
+
+
+def small(name, size=(160, 120)):
+    """The config of a segmentor of mmseg on a shallow ConvNeXt, with pictures of a width and
+    height."""
+    cfg = swap_backbone(name, 'atto')
+    cfg.model.backbone.arch = dict(depths=(1, 1, 1, 1), dims=(40, 80, 160, 320))
+    head = cfg.model.decode_head
+    if 'transformer_decoder' in head:
+        head.num_queries = 20
+        head.pixel_decoder.encoder.num_layers, head.transformer_decoder.num_layers = 1, 3
+    cfg.test_dataloader.dataset.pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=size, keep_ratio=False),
+        dict(type='PackSegInputs'),
+    ]
+    return cfg
+
+
+def seeded(cfg):
+    """The model of a config with random weights, under which several classes are seen."""
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    model = balanced(randomise(build(cfg.model, 'cpu')))
+    with torch.no_grad():
+        for name, parameter in model.decode_head.named_parameters():
+            for part, factor in OF_QUERIES.items():
+                if part in name:
+                    parameter *= factor
+            if name.endswith('mask_feature.weight'):  # its inputs are positive
+                parameter -= parameter.mean(1, keepdim=True)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_family_is_exported_for_any_number_and_size(name, scenes, tmp_path):
+    cfg = small(name)
+    torch.save(dict(state_dict=seeded(cfg).state_dict()), tmp_path / 'model.pth')
+    out = tmp_path / 'model.onnx'
+    done = writing.export(cfg, str(tmp_path / 'model.pth'), out, scenes / 'ade/images/test')
+    assert done.says == 'any number of pictures, any height and width' and not done.notes
+    trials = [(row.size, row.batch) for row in done.rows if row.engine == 'onnxruntime']
+    sizes = (120, 160), (333, 517), (120, 90), (96, 64)
+    assert trials == [(size, 1) for size in sizes] + [(sizes[0], 4)]
+    assert len(done.rows) == len(trials) * (1 + CAPABILITIES['OpenVINO'])
+    assert all(row.classes >= 3 for row in done.rows)
+    assert out.exists()
+
+
 # ---- the runner ----
 
 
@@ -285,6 +345,34 @@ def test_the_graph_predicts_what_mmseg_does(name, scenes, tmp_path, pictures):
     assert len(np.unique(expected)) >= 2
     for found, reference in zip(labels, expected):
         assert (found == reference).mean() > 0.9999
+
+
+# ---- OpenVINO ----
+
+
+@needs('OpenVINO')
+def test_openvino_runs_the_file_too(scenes, tmp_path, capsys):
+    config, checkpoint = make(tmp_path, scenes)
+    export(config, checkpoint, '-o', tmp_path / 'model.onnx')
+    printed = ' '.join(capsys.readouterr().out.split())
+    for place in ('96 x 96', '333 x 517', '72 x 72', '96 x 64', '96 x 96, 4 at once'):
+        for engine in ('onnxruntime', 'OpenVINO'):
+            assert f'{place}: 100 % equal in {engine}' in printed
+    assert 'not usable' not in printed
+
+
+@needs('OpenVINO')
+def test_what_openvino_cannot_run_is_a_note(exported, scenes, tmp_path):
+    """A file that is cut, and one of other weights. onnxruntime decides whether it is written."""
+    cut = tmp_path / 'cut.onnx'
+    cut.write_bytes(exported.path.read_bytes()[:1000])
+    paths = sorted((scenes / 'ade/images/test').glob('*'))
+    other = randomise(build(Config.fromfile(exported.config).model, 'cpu'))
+    verifier = Verifier(other, 'labels', [read(path)[0] for path in paths])
+    for path, says in ((cut, 'OpenVINO cannot read the file'), (exported.path, 'it is wrong at')):
+        verify = partial(verifier.verify, path, [(96, 96)], True)
+        rows, (note,) = writing._elsewhere(verify, EXACT)
+        assert not rows and note.startswith('OpenVINO: not usable: ') and says in note
 
 
 # ---- 16 and 8 bits ----

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..evaluation.exported_file import ENGINES
 from ..evaluation.model_under_test import ModelUnderTest
+from ..export.engines import ENGINES
 from ..export.verifying import first_line
 from ..export.writing import export
 from ..printing import console

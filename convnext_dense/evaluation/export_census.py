@@ -150,7 +150,8 @@ def balanced(model: Any) -> Any:
 def done_state(kind: str, rows: Sequence) -> str:
     """Equal, if enough was seen to prove it."""
     if kind == 'Det':
-        return 'equal' if sum(row.compared for row in rows) >= DETECTIONS else 'unproven'
+        seen = sum(row.compared for row in rows if row.engine == rows[0].engine)
+        return 'equal' if seen >= DETECTIONS else 'unproven'
     return 'equal' if rows[0].classes >= CLASSES else 'unproven'
 
 

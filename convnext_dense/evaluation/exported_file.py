@@ -1,20 +1,14 @@
 """A file of ``convnext-dense export`` in a comparison, in place of the model that it comes from."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..export.engines import ENGINES, Run, opened
 from ..runtime.instances import paste
 from ..runtime.model import Model, UnusableFile
-
-ENGINES = 'onnxruntime', 'openvino'
-Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 
 class ExportedFile:
@@ -39,8 +33,8 @@ class ExportedFile:
         image = model.session.get_inputs()[0]
         self.takes_batches = not isinstance(image.shape[0], int)
         self.run: Run = lambda inputs: model.session.run(None, dict(inputs))
-        if engine == 'openvino':
-            self.run = _openvino(path)
+        if engine != ENGINES[0]:
+            self.run = opened(path, engine)
 
     def data_preprocessor(self, data: dict, training: bool = False) -> dict:
         """The images as they are, (N, 3, H, W) uint8: the rest is in the file."""
@@ -92,18 +86,3 @@ class ExportedFile:
 def _rgb(image: Tensor) -> np.ndarray:
     """(3, H, W) uint8, BGR as the pipelines have it -> (H, W, 3)."""
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
-
-
-def _openvino(path: str) -> Run:
-    import openvino
-
-    options: Any = dict(
-        INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads()
-    )
-    compiled = openvino.Core().compile_model(Path(path), 'CPU', options)
-
-    def run(inputs):
-        results = compiled(dict(inputs))
-        return [results[output] for output in compiled.outputs]
-
-    return run

@@ -17,11 +17,12 @@ from mmengine.registry import DATASETS, EVALUATOR, MODELS, init_default_scope
 
 from ..data.pictures import save_labels
 from ..errors import ConfigError
+from ..export.engines import ENGINES
 from ..folding import fuse
 from ..inference.building import build, load
 from ..inference.precision import to_bf16
 from ..printing import progress, quiet
-from .exported_file import ENGINES, ExportedFile
+from .exported_file import ExportedFile
 from .flops import count
 from .test_time_augmentation import with_test_time_augmentation
 from .timing import peak_memory, synchronize

@@ -18,10 +18,10 @@ from rich.progress import Progress
 from ..config_names import find_config, match_recipes, read_file
 from ..data import label_folder
 from ..errors import ConfigError, WeightsError
+from ..export.engines import ENGINES
 from ..printing import console, quiet
 from ..training.running import follow
 from . import segmentors_page as page
-from .exported_file import ENGINES
 from .kept_rows import Row, data_stamp, keep, load_kept, row_key, speed_key
 from .model_under_test import BURST, ModelUnderTest
 from .processes import Process

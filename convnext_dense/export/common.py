@@ -31,8 +31,13 @@ def refuse_overridden(module: Any, base: type, names: Iterable[str]) -> None:
     kind = type(module)
     for name in names:
         if getattr(kind, name, None) is not getattr(base, name):
-            owner = next((c for c in kind.__mro__ if name in vars(c)), kind)
             raise ConfigError(
                 f'{kind.__name__} cannot be exported: it predicts in a way of its own, by '
-                f'{owner.__name__}.{name} ({owner.__module__}); known is that of {base.__name__}'
+                f'{method_of(kind, name)}; known is that of {base.__name__}'
             )
+
+
+def method_of(kind: type, name: str) -> str:
+    """A method, the class that defines it and that one's module, as ``Head.predict (a.b)``."""
+    owner = next((parent for parent in kind.__mro__ if name in vars(parent)), kind)
+    return f'{owner.__name__}.{name} ({owner.__module__})'

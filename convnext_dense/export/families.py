@@ -3,7 +3,7 @@
 from torch import nn
 
 from ..errors import ConfigError
-from .common import Graph
+from .common import Graph, method_of
 
 
 def graph_of(model: nn.Module, output: str) -> Graph:
@@ -36,6 +36,7 @@ def graph_of(model: nn.Module, output: str) -> Graph:
 
         return Deformable(model)
     raise ConfigError(
-        f'{type(model).__name__} cannot be exported: known are segmentors of mmseg, detectors with '
-        'one stage and dense heads, two-stage detectors, DINO and Deformable DETR'
+        f'{type(model).__name__} cannot be exported: it predicts in a way that is not known, by '
+        f'{method_of(type(model), "predict")}; known are segmentors of mmseg, detectors with one '
+        'stage and dense heads, two-stage detectors, DINO and Deformable DETR'
     )

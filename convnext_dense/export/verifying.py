@@ -1,4 +1,4 @@
-"""A file in onnxruntime against the framework's own prediction, on real pictures."""
+"""A file in an engine against the framework's own prediction, on real pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..inference.prediction import instances
 from ..runtime.instances import Instances, paste
 from ..runtime.resizing import resize
+from .engines import ENGINES, NAMES, Run, opened
 
 ODD = (333, 517)  # height and width that no stride divides
 SHARE = 0.05
@@ -53,11 +54,13 @@ class Row(NamedTuple):
     equal: int  # of these
     note: str
     classes: int = 0  # that have at least ``SHARE`` of the labels
+    engine: str = ENGINES[0]
 
     def __str__(self) -> str:
         at_once = f', {self.batch} at once' if self.batch > 1 else ''
         share = np.floor(1e6 * self.equal / self.compared) / 1e4  # 100 is all
-        return f'{self.size[0]} x {self.size[1]}{at_once}: {share:g} % equal, {self.note}'
+        place = f'{self.size[0]} x {self.size[1]}{at_once}'
+        return f'{place}: {share:g} % equal in {NAMES[self.engine]}, {self.note}'
 
 
 class Differs(Exception):
@@ -107,37 +110,34 @@ class Verifier:
         sizes: Sequence[tuple[int, int]],
         batches: bool,
         tolerance: Tolerance = EXACT,
+        engine: str = ENGINES[0],
     ) -> list[Row]:
         """Compare at each size, picture by picture; and all at once at the first size.
 
         Args:
             sizes: height and width.
             batches: whether the file takes several pictures at once.
+            engine: of ``ENGINES``.
 
         Raises:
             Differs: it predicts something else, or does not run; or the framework does not.
             ConfigError: nothing is seen in the pictures.
         """
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
         try:
-            session = onnxruntime.InferenceSession(
-                str(path), options, providers=['CPUExecutionProvider']
-            )
+            run = opened(path, engine)
         except Exception as error:  # its types are those of C++
-            raise Differs(f'onnxruntime cannot read the file: {first_line(error)}') from error
+            raise Differs(f'{NAMES[engine]} cannot read the file: {first_line(error)}') from error
         trials = [(size, 1) for size in sizes] + [(sizes[0], len(self.pictures))] * batches
         rows = []
         for size, batch in trials:
-            expected, found = self.expected(size), self._file(session, size, batch)
+            expected, found = self.expected(size), self._file(run, size, batch)
             compare, least = dict(
                 labels=(_same_labels, tolerance.labels),
                 logits=(_same_logits, tolerance.labels),
                 boxes=(self._same_instances, tolerance.matched),
             )[self.output]
-            rows.append(Row(size, batch, *compare(expected, found, tolerance)))
+            counts = compare(expected, found, tolerance)
+            rows.append(Row(size, batch, *counts)._replace(engine=engine))
             if rows[-1].equal < least * rows[-1].compared:
                 raise Differs(f'it is wrong at {rows[-1]}')
         return rows
@@ -175,12 +175,12 @@ class Verifier:
 
         return SegDataSample(metainfo=dict(img_shape=size, ori_shape=_output_size(size)))
 
-    def _file(self, session, size, batch):
+    def _file(self, run: Run, size, batch):
         """Of each picture the outputs of the file."""
         results: list = []
         for i in range(0, len(self.pictures), batch):
             try:
-                outputs = session.run(None, self.inputs(self.pictures[i : i + batch], size))
+                outputs = run(self.inputs(self.pictures[i : i + batch], size))
             except Exception as error:  # its types are those of C++
                 raise Differs(
                     f'it does not run at {size[0]} x {size[1]}: {first_line(error)}'

@@ -34,11 +34,12 @@ from ..runtime.resizing import target_size
 from ..training.work_dir import put_in_place, remove, unfinished
 from ..weights import PRESETS, downloading, presets
 from .common import Graph
+from .engines import ENGINES, NAMES
 from .families import graph_of
 from .halving import halved
 from .quantising import quantised
 from .tracing import traceable
-from .verifying import ODD, ROUNDED, Differs, Row, Verifier, first_line
+from .verifying import EXACT, ODD, ROUNDED, Differs, Row, Tolerance, Verifier, first_line
 
 OPSET = 20
 PICTURES = 4  # that are compared at each size
@@ -125,7 +126,8 @@ def export(
     rule = resize_rule(cfg)
     height, width, _ = pictures[0].shape
     size = height, width = static or target_size(height, width, rule or {})
-    sizes = [size, ODD, (max(64, 3 * width // 4), max(64, 3 * height // 4))]
+    tall = max(96, max(size) // 2)
+    sizes = [size, ODD, (max(64, 3 * width // 4), max(64, 3 * height // 4)), (tall, tall * 2 // 3)]
     verifier = Verifier(model, graph.outputs[0], pictures)
     meta |= dict(
         format=FORMAT,
@@ -174,12 +176,13 @@ def export(
                     seen = _pictures(cfg, images, CALIBRATION)
                     inputs = [verifier.inputs([picture], size) for picture in seen]
                     rows = _rounded(unfinished(path), precision, inputs, meta, say, verify)
+                more, said = _elsewhere(verify, EXACT if precision == 'fp32' else ROUNDED)
             except Differs as error:
                 reasons.append(f'not for {says}: {error}')
                 say(reasons[-1])
                 continue
             put_in_place(path)
-            return Exported(says, rows, notes + reasons)
+            return Exported(says, rows + more, notes + reasons + said)
     finally:
         remove(unfinished(path))
     raise ConfigError(
@@ -202,6 +205,18 @@ def _rounded(
     _write(half.file, meta, path)
     verify(ROUNDED)  # it runs; onnxruntime's CPU operators compute it in fp32
     return rows
+
+
+def _elsewhere(verify: Callable, tolerance: Tolerance) -> tuple[list[Row], list[str]]:
+    """Rows of the other engines that are installed, and notes of those that the file is not for."""
+    rows, notes = [], []
+    for engine in ENGINES[1:]:
+        if importlib.util.find_spec(engine):
+            try:
+                rows += verify(tolerance, engine)
+            except Differs as error:
+                notes.append(f'{NAMES[engine]}: not usable: {error}')
+    return rows, notes
 
 
 def _check_environment():
