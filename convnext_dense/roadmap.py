@@ -13,9 +13,9 @@ from .errors import ConfigError
 from .layers import Block, LayerNorm2d, drop_path
 from .registry import MODELS
 
-# Step -> what it changes of the step before; the first are changes of nothing, ``Settings`` has its
-# values. The comments are table 10's multiply-adds of the classifier at 224 x 224, which
-# convolutions and the linear classifier alone make up; a test holds them.
+# Step -> what it changes of the step before. The first has the defaults of ``Settings``. The
+# comments are table 10's multiply-adds of the classifier at 224 x 224, which convolutions and
+# linear layers make up alone; a test holds them.
 ROADMAP: dict[str, Mapping] = {
     'resnet50': dict(),  # 4.09 G
     'stage_ratio': dict(depths=(3, 3, 9, 3)),  # 4.53 G
