@@ -12,6 +12,7 @@ try:
     from .inference import inferencer
     from .layer_decay import LayerDecayOptimWrapperConstructor, layer_id, lr_scale
     from .rearranging import rearrange
+    from .roadmap import ROADMAP, Roadmap
     from .swap import swap_backbone
     from .weights import PRESETS, LoadReport, load_weights
 except Exception as error:  # torch or MMEngine is missing or broken: `convnext-dense doctor` runs
@@ -41,6 +42,8 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'LoadReport',
     'PRESETS',
+    'ROADMAP',
+    'Roadmap',
     'WeightsError',
     'config',
     'fuse',

@@ -85,7 +85,7 @@ class ConvNeXt(BaseModule):
         self.architecture = get_architecture(arch)
         self.depths, dims, generation, eps = self.architecture
         self.in_channels = in_channels
-        self.out_indices = _check_out_indices(out_indices)
+        self.out_indices = check_out_indices(out_indices)
         if generation == 2 and layer_scale_init_value != 1:
             raise ConfigError(
                 f'layer_scale_init_value={layer_scale_init_value}: V2 has no layer scale; '
@@ -131,25 +131,12 @@ class ConvNeXt(BaseModule):
             self.stages.append(nn.Sequential(*blocks))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(dims[i], eps) if out_norm else nn.Identity())
-        self.apply(_init)
+        self.apply(initialise)
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, in_channels, H, W) -> tuple of (N, C_i, H / s_i, W / s_i)."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise ConfigError(
-                'expected images as a tensor of floating-point numbers, got '
-                f'{type(x).__name__} of {getattr(x, "dtype", "no dtype")}; a NumPy '
-                'image (H, W, C) becomes such a batch by '
-                'torch.from_numpy(image).permute(2, 0, 1)[None].float()'
-            )
-        if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 32:
-            raise ConfigError(
-                f'expected images (N, {self.in_channels}, H, W) with sides of 32 pixels or more, '
-                f'got {tuple(x.shape)}; images with other channels need in_channels to say so'
-            )
-        # Into channels-last memory, by a way that torch.vmap knows.
-        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        x = checked_images(x, self.in_channels)
         maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
             # No graph through the frozen prefix, even if the image itself asks for gradients.
@@ -191,7 +178,29 @@ class ConvNeXt(BaseModule):
             module.requires_grad_(False)
 
 
-def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+def checked_images(x: Tensor, in_channels: int) -> Tensor:
+    """Images in channels-last memory: (N, in_channels, H, W) -> (N, in_channels, H, W).
+
+    Raises:
+        ConfigError: they are no such floating-point tensor, or a side is shorter than 32 pixels.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ConfigError(
+            'expected images as a tensor of floating-point numbers, got '
+            f'{type(x).__name__} of {getattr(x, "dtype", "no dtype")}; a NumPy '
+            'image (H, W, C) becomes such a batch by '
+            'torch.from_numpy(image).permute(2, 0, 1)[None].float()'
+        )
+    if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < 32:
+        raise ConfigError(
+            f'expected images (N, {in_channels}, H, W) with sides of 32 pixels or more, '
+            f'got {tuple(x.shape)}; images with other channels need in_channels to say so'
+        )
+    # Into channels-last memory, by a way that torch.vmap knows.
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     """Sorted, with negative ones counted from the end."""
     allowed = range(-NUM_STAGES, NUM_STAGES)
     chosen = tuple(out_indices) if isinstance(out_indices, Iterable) else ()
@@ -233,7 +242,7 @@ def _explain(unknown: Mapping) -> str:
     return '\n'.join(['ConvNeXt has no such argument:', *lines])
 
 
-def _init(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Weights from a truncated normal of std 0.02, biases 0, as the official code has it.
 
     The paper's table 5 prints 0.2.

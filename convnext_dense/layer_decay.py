@@ -243,6 +243,7 @@ def _find_backbones(model: nn.Module) -> tuple[list[str], Sequence[int]]:
     if len(set(backbones.values())) != 1:
         raise ConfigError(
             'layer-wise decay needs a convnext_dense.ConvNeXt in the model, or several of the '
-            f'same depths; got {backbones or "none"} in {type(model).__name__}'
+            f'same depths; got {backbones or "none"} in {type(model).__name__}. Other backbones, '
+            "Roadmap's steps among them, are trained without this constructor"
         )
     return list(backbones), next(iter(backbones.values()))

@@ -334,3 +334,55 @@ def test_a_library_that_is_not_there_is_named(tmp_path):
     (tmp_path / 'config.py').write_text("default_scope = 'mmhats'\nmodel = dict(type='Hat')\n")
     with pytest.raises(ConfigError, match='one of mmhats .*which is not installed here'):
         swap_backbone(tmp_path / 'config.py', 'tiny')
+
+
+# ---- a step of the roadmap ----
+
+OURS = 'configs/demo/upernet_convnext-atto_shapes.py'
+
+
+def test_a_step_of_the_roadmap_takes_the_place_of_convnext(tmp_path, capsys):
+    """The layer-wise decay of the recipe goes, which would not know its layers."""
+    out = tmp_path / 'new.py'
+    main([str(ROOT / OURS), '--roadmap', 'kernel_size_7', '-o', str(out)])
+    printed = capsys.readouterr().out
+    assert "layer-wise decay knows ConvNeXt's layers alone" in printed
+    assert 'Proof: one training step on noise' in printed
+    cfg = Config.fromfile(out)
+    backbone = dict(type='convnext_dense.Roadmap', step='kernel_size_7', drop_path_rate=0.1)
+    assert cfg.model.backbone == backbone
+    assert cfg.model.decode_head.in_channels == [96, 192, 384, 768]
+    assert cfg.optim_wrapper.constructor == 'DefaultOptimWrapperConstructor'
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW' and not cfg.optim_wrapper.paramwise_cfg
+    assert plan(out, roadmap='kernel_size_7').changes == []
+
+
+def test_the_roadmap_has_stride_32_alone():
+    swap = plan(PSP, roadmap='increase_width')
+    assert swap.cfg.model.decode_head.in_channels == 3072
+    assert 'output_stride' not in swap.cfg.model.backbone
+    assert any('at stride 8 and reads one at stride 32' in text for text in swap.warnings)
+    assert any('SGD is kept' in text for text in swap.warnings)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(roadmap='kernel_size_8'), "unknown step 'kernel_size_8'"),
+        (dict(roadmap='gelu', arch='tiny'), 'stands alone'),
+        (dict(roadmap='gelu', checkpoint='tiny_in1k'), 'stands alone'),
+        (dict(roadmap='gelu', output_stride=16), 'stands alone'),
+        (dict(roadmap='gelu', layer_decay=True), 'stands alone'),
+        (dict(), 'unknown arch None'),
+    ],
+)
+def test_the_roadmap_takes_no_other_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        swap_backbone(RETINA, **options)
+
+
+def test_a_frozen_backbone_cannot_be_one_with_random_weights():
+    cfg = Config.fromfile(ROOT / OURS)
+    cfg.model.backbone.update(frozen_stages=4, out_norm=False)
+    with pytest.raises(ConfigError, match='Take the freezing out'):
+        plan(cfg, roadmap='gelu')

@@ -18,6 +18,7 @@ from pathlib import Path
 from ..config_names import find_config
 from ..errors import ConfigError
 from ..printing import console
+from ..roadmap import ROADMAP
 from ..swap import Absent, Swap, allow_unused, dotted, plan, prove, write_config
 from ..swap.config_files import import_modules, is_new_style
 from ..swap.writing import exported
@@ -36,7 +37,10 @@ NEEDS_GPU = re.compile(r'CUDA|cuda|not implemented (on|for) (the )?.?CPU|\bGPU\b
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument('config', metavar='CONFIG')
-    parser.add_argument('--arch', required=True, help='atto ... xxlarge, or v2_atto ... v2_huge')
+    backbone = parser.add_mutually_exclusive_group(required=True)
+    backbone.add_argument('--arch', help='atto ... xxlarge, or v2_atto ... v2_huge')
+    steps = f'a step from ResNet-50 to ConvNeXt-T instead, random weights: {", ".join(ROADMAP)}'
+    backbone.add_argument('--roadmap', metavar='STEP', help=steps)
     parser.add_argument(
         '--checkpoint',
         help='preset (convnext-dense convert --list), path or URL of pretrained weights; '
@@ -67,7 +71,8 @@ def main(argv=None):
         parser.error(f'{base}, to which CONFIG is exported, is there already: see --force')
     import_modules(args.modules or [], source)
     with terminal.status('running the old backbone without weights'):
-        swap = plan(source, args.arch, args.checkpoint, args.output_stride, args.layer_decay)
+        settings = args.checkpoint, args.output_stride, args.layer_decay, args.roadmap
+        swap = plan(source, args.arch, *settings)
     if not swap.changes:
         print(f'{args.config} has this backbone: nothing to change, {out} is not written')
         return

@@ -55,6 +55,21 @@ def set_layer_decay(edits: Edits, arch: str, wanted: bool) -> None:
     _set_decay(edits, optim.get('paramwise_cfg') or {})
 
 
+def drop_layer_decay(edits: Edits) -> None:
+    """Train without layer-wise decay: it tells layers by names that other backbones do not have."""
+    optim = edits.cfg.get('optim_wrapper') or {}
+    kind = str((optim.get('optimizer') or {}).get('type', ''))
+    if edits.changes and kind and not kind.startswith('Adam'):
+        edits.warn(f'{kind} is kept; the steps of the roadmap were published with AdamW')
+    old = optim.get('paramwise_cfg') or {}
+    if OF_LAYER_DECAY.isdisjoint({*old} - {'custom_keys'}):
+        return
+    why = "layer-wise decay knows ConvNeXt's layers alone"
+    edits.set(('optim_wrapper', 'constructor'), 'DefaultOptimWrapperConstructor', why)
+    kept = {key: value for key, value in old.items() if key not in OF_LAYER_DECAY - {'custom_keys'}}
+    edits.set(('optim_wrapper', 'paramwise_cfg'), kept or None, why)
+
+
 def _rates(cfg) -> str:
     """The rate for the batch sizes that the config makes on one GPU and on eight."""
     batch = (cfg.get('train_dataloader') or {}).get('batch_size')

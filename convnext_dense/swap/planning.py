@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from ..architectures import ARCHITECTURES
 from ..config_names import find_config
 from ..errors import ConfigError
+from ..roadmap import settings_of
 from ..weights import PRESETS
 from .cases import choose_case
 from .config_files import name_types, read_config
@@ -19,7 +20,7 @@ from .editing import Absent, Change, Edits, KeyPath, at, dotted, plain, walk
 from .measuring import STRIDES, Map
 from .new_backbone import Target, is_there
 from .old_backbone import find_owners, other_backbones
-from .optimiser import set_layer_decay
+from .optimiser import drop_layer_decay, set_layer_decay
 from .stages import measure
 from .surroundings import drop_old_weights, set_normalisation, tell_dead_names
 
@@ -35,10 +36,11 @@ class Swap(NamedTuple):
 
 def swap_backbone(
     cfg: str | Path | Config,
-    arch: str,
+    arch: str | None = None,
     checkpoint: str | None = None,
     output_stride: int | None = None,
     layer_decay: bool = False,
+    roadmap: str | None = None,
 ) -> Config:
     """An mmdet 3 or mmseg 1 config -> the same on ConvNeXt.
 
@@ -56,22 +58,32 @@ def swap_backbone(
         output_stride: 8, 16 or 32 for the deepest map; default: as the old backbone had it.
         layer_decay: set AdamW with layer-wise learning-rate decay. An AdamW that is there keeps its
             settings.
+        roadmap: in place of all of these, a step of ``ROADMAP``.
 
     Raises:
         ConfigError: not a config, no backbone, a method that cannot take another, unknown arch.
     """
-    return plan(cfg, arch, checkpoint, output_stride, layer_decay).cfg
+    return plan(cfg, arch, checkpoint, output_stride, layer_decay, roadmap).cfg
 
 
 def plan(
     cfg: str | Path | Config,
-    arch: str,
+    arch: str | None = None,
     checkpoint: str | None = None,
     output_stride: int | None = None,
     layer_decay: bool = False,
+    roadmap: str | None = None,
 ) -> Swap:
     """As ``swap_backbone``, and what was changed and why, and what the user should know."""
-    if arch not in ARCHITECTURES:
+    if roadmap:
+        settings_of(roadmap)  # raises where it is none
+        if arch or checkpoint or layer_decay or output_stride not in (None, STRIDES[-1]):
+            raise ConfigError(
+                'roadmap (--roadmap) stands alone: its steps are no ConvNeXt of an arch, and have '
+                'no weights, no other output stride than 32 and no layer-wise decay'
+            )
+        output_stride = STRIDES[-1]
+    elif arch not in ARCHITECTURES:
         raise ConfigError(f'unknown arch {arch!r}: expected one of {", ".join(ARCHITECTURES)}')
     preset = PRESETS.get(checkpoint) if checkpoint else None
     if preset and preset.arch != arch:
@@ -98,7 +110,7 @@ def plan(
         )
     init_default_scope(scope)
     edits, owners = Edits(cfg, in_place=True), find_owners(cfg)
-    target = Target(arch, checkpoint, output_stride)
+    target = Target(arch or '', checkpoint, output_stride, roadmap)
     for owner in owners:
         if not is_there(at(cfg, owner)['backbone'], target):
             measured = measure(at(cfg, owner))
@@ -118,7 +130,10 @@ def plan(
                 f'{dotted(path)} ({at(cfg, path)["type"]}) is another network: left as it is, on '
                 'images that are normalised as above where the two share them'
             )
-    set_layer_decay(edits, arch, layer_decay)
+    if arch:
+        set_layer_decay(edits, arch, layer_decay)
+    else:
+        drop_layer_decay(edits)
     if edits.changes:
         tell_dead_names(edits, owners)
     return Swap(cfg, owners, edits.changes, edits.adapters, edits.warnings, original)

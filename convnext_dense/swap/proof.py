@@ -23,6 +23,7 @@ from ..inference.building import build
 from ..weights import load_weights
 from .editing import KeyPath, at, dotted
 from .measuring import import_hint
+from .new_backbone import ON_ROADMAP
 from .noise import Size, noise_batch
 from .planning import Swap
 
@@ -90,7 +91,7 @@ def _prove_swapped(swap: Swap, owner: KeyPath) -> Proof:
         arguments = {key: settings[key] for key in settings if key not in ('type', 'init_cfg')}
         load_weights(ConvNeXt(**arguments), checkpoint)
     make_shallow(settings)
-    settings.frozen_stages = -1
+    settings.pop('frozen_stages', None)
     try:
         return run_step(random_model(model), swap.cfg if len(owner) == 1 else None)
     except Exception as error:
@@ -125,8 +126,12 @@ def part(cfg: Config, owner: KeyPath) -> Any:
 
 def make_shallow(backbone: dict) -> None:
     """One block a stage, all of which run: widths and strides stay."""
-    arch = dict(get_architecture(backbone['arch'])._asdict(), depths=(1, 1, 1, 1))
-    backbone.update(arch=arch, drop_path_rate=0.0)
+    depths = (1, 1, 1, 1)
+    backbone.update(drop_path_rate=0.0)
+    if backbone['type'] == ON_ROADMAP:
+        backbone.update(depths=depths)
+    else:
+        backbone.update(arch=dict(get_architecture(backbone['arch'])._asdict(), depths=depths))
 
 
 def random_model(cfg: dict) -> Any:
