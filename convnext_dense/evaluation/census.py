@@ -47,7 +47,6 @@ PLANNING = tuple(
     for name in (
         'cases',
         'config_files',
-        'new_backbone',
         'optimiser',
         'planning',
         'rewiring',
