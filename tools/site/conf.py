@@ -22,6 +22,7 @@ autoapi_generate_api_docs = False  # pages/api/ names what is public
 autoapi_python_class_content = 'class'
 autoapi_options = ['members', 'imported-members', 'show-inheritance']
 suppress_warnings = ['autoapi.python_import_resolution']  # of names that no page is about
+napoleon_use_ivar = True
 napoleon_custom_sections = [('paramwise_cfg', 'params_style')]
 
 
@@ -40,6 +41,9 @@ def setup(app):
     app.connect('builder-inited', name_what_is_public, priority=900)  # after AutoAPI
 
 
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 60
+
 html_theme = 'pydata_sphinx_theme'
 html_title = 'convnext_dense'
 html_static_path = ['static']
@@ -51,6 +55,15 @@ html_theme_options = {
     'show_prev_next': False,
     'show_toc_level': 2,
 }
-# What GitHub tells a workflow. A site that is built elsewhere is alone: it links to no other.
+# What GitHub tells a workflow, and all_versions.sh. A site that is built elsewhere stands alone.
 if repository := os.environ.get('GITHUB_REPOSITORY'):
     html_theme_options['github_url'] = f'https://github.com/{repository}'
+if address := os.environ.get('SITE_URL'):
+    html_theme_options |= {
+        'check_switcher': False,  # the list is there when the pages are
+        'navbar_end': ['version-switcher', 'theme-switcher', 'navbar-icon-links'],
+        'switcher': {
+            'json_url': f'{address.rstrip("/")}/versions.json',
+            'version_match': os.environ['SITE_VERSION'],
+        },
+    }
