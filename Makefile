@@ -7,13 +7,15 @@
 # make gpu            checks the package on the GPU and times it; writes docs/benchmark/gpu.md
 # make census         swaps the backbone of every config of mmdet and mmseg; writes docs/census.md
 # make census-export  exports a model of every family of mmdet and mmseg; writes docs/census-export.md
+# make docs           the site, from docs/ and the docstrings; writes build/docs/html (Python 3.11 or newer)
+# make commands       what the commands say of themselves; writes docs/commands.md
 # make pins           writes the versions of all packages anew, from tools/env/*.in; needs uv
 # make storm          kills trainings and breaks inputs, at random; writes docs/reliability.md
 # make demo-seeds     the demo with three seeds; writes docs/demo.md
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: benchmark census census-export demo demo-seeds gpu lint pins storm test test-slow test-upstream
+.PHONY: benchmark census census-export commands demo demo-seeds docs gpu lint pins storm test test-slow test-upstream
 
 demo: .venv/.ready
 	$(RUN) tools/demo.py
@@ -35,6 +37,16 @@ census-export: .venv/.ready
 
 storm: .venv/.ready
 	PYTHONPATH=tests $(RUN) -m storm
+
+commands: .venv/.ready
+	$(RUN) -m tools.site.commands
+
+docs: .venv-docs/.ready
+	rm -rf build/docs
+	.venv-docs/bin/python tools/site/gather.py build/docs/source
+	.venv-docs/bin/python -m sphinx --fail-on-warning --quiet -c tools/site -d build/docs/doctrees \
+	  build/docs/source build/docs/html
+	@echo 'open build/docs/html/index.html'
 
 test: .venv/.ready
 	$(RUN) -m pytest
@@ -59,6 +71,11 @@ SETUP = $(wildcard tools/env/*.py) setup.py pyproject.toml
 .venv-upstream/.ready: $(SETUP) tools/env/upstream.txt
 	$(PYTHON) -m tools.env.make_env .venv-upstream tools/env/upstream.txt --max-python 3.11
 
+.venv-docs/.ready: tools/site/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --no-deps -r tools/site/requirements.txt
+	touch $@
+
 # The .in file is a build constraint as well: mmcv 2.1 needs its setuptools to tell what it requires.
 pins:
 	for family in onedl upstream; do \
@@ -66,3 +83,5 @@ pins:
 	    --build-constraints tools/env/$$family.in --custom-compile-command 'make pins' \
 	    tools/env/$$family.in -o tools/env/$$family.txt || exit 1; \
 	done
+	uv pip compile --universal --python-version 3.11 --no-annotate --upgrade --quiet \
+	  --custom-compile-command 'make pins' tools/site/requirements.in -o tools/site/requirements.txt

@@ -29,7 +29,8 @@ class BuildWithRecipes(build_py):
             if self.editable_mode:
                 (mim / name).symlink_to(Path('..', '..', name), target_is_directory=True)
             else:
-                ignored = shutil.ignore_patterns('env', '__pycache__')  # env is for clones
+                # env and site are for clones
+                ignored = shutil.ignore_patterns('env', 'site', '__pycache__')
                 shutil.copytree(ROOT / name, mim / name, ignore=ignored)
         metafiles = sorted(path.relative_to(ROOT) for path in ROOT.glob('configs/*/metafile.yml'))
         lines = ['Import:', *(f'  - {path.as_posix()}' for path in metafiles)]

@@ -29,7 +29,7 @@ class ConvNeXt(BaseModule):
     wrongly and do not say so.
 
     Args:
-        arch: name in ``architectures.ARCHITECTURES`` (``'tiny'``, ``'v2_tiny'``, ...), or a dict
+        arch: name in ``ARCHITECTURES`` (``'tiny'``, ``'v2_tiny'``, ...), or a dict
             with ``depths`` and ``dims``, and where they differ from V1's ``generation`` and
             ``eps``.
         in_channels: channels of the image.

@@ -35,7 +35,8 @@ def config(name: str) -> str:
     MMEngine does not allow an import statement above ``_base_``.
 
     Args:
-        name: as of ``find_config``.
+        name: a path; or ``LIBRARY::FOLDER/NAME.py``, ``FOLDER/NAME`` or ``NAME`` of a recipe of
+            this package or of a config of mmdet or mmseg, with or without ``.py``.
 
     Raises:
         ConfigError: there is none of that name, or more than one.

@@ -26,7 +26,7 @@ STATES = 'random_states'  # key of a checkpoint
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """MMEngine's checkpoint hook, and:
+    """MMEngine's checkpoint hook with all its arguments, and:
 
     - A checkpoint is written under another name and put into its place when it is whole; older ones
       are removed after that. Where a process is killed meanwhile, a checkpoint to go on from is
@@ -48,7 +48,6 @@ class CheckpointHook(MMEngineCheckpointHook):
             ``'roi_head.mask_head'``. When fine-tuning, tensors that fit are loaded there too; those
             that the checkpoint lacks stay as initialised, and those that the model lacks are
             dropped. Ignored when resuming or testing.
-        the rest: as MMEngine's.
 
     Raises:
         WeightsError: names or shapes do not fit, or a value is not finite.

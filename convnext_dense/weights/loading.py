@@ -32,14 +32,23 @@ class Inflation(NamedTuple):
 
 
 class LoadReport(NamedTuple):
-    """An account of every tensor of the network and of the source; printed, it is one line."""
+    """An account of every tensor of the network and of the source; printed, it is one line.
 
-    layout: str  # of the source, as its library is called in ``layouts.LAYOUTS``
-    loaded: list[str]  # tensors of the network that were copied
-    dropped: dict[str, str]  # tensor of the source -> why it was left out
-    left_as_initialised: list[str]  # output norms of the network that the source does not have
-    changed: dict[str, Inflation] = {}  # tensor of the network -> how the source's was made to fit
-    prefix: str = ''  # of the backbone's names in the source
+    Attributes:
+        layout: of the source, as its library is called in ``layouts.LAYOUTS``.
+        loaded: tensors of the network that were copied.
+        dropped: tensor of the source -> why it was left out.
+        left_as_initialised: output norms of the network that the source does not have.
+        changed: tensor of the network -> how the source's was made to fit.
+        prefix: of the backbone's names in the source.
+    """
+
+    layout: str
+    loaded: list[str]
+    dropped: dict[str, str]
+    left_as_initialised: list[str]
+    changed: dict[str, Inflation] = {}
+    prefix: str = ''
 
     def __str__(self) -> str:
         norms = sorted({name.rpartition('.')[0] for name in self.left_as_initialised})
