@@ -56,7 +56,6 @@ def judge_images(swap: Swap, mean: Sequence[float], std: Sequence[float]) -> Ver
     """
     init_default_scope(swap.cfg.get('default_scope') or 'mmdet')
     told = [text for text in swap.warnings if TOLD.search(text)]
-    preprocessor = _preprocessor(swap.cfg, swap.owners[0])
     verdict = Verdict([], [])
     for loader in LOADERS:
         steps = pipeline_steps((swap.cfg.get(loader) or {}).get('dataset') or {})
@@ -64,7 +63,7 @@ def judge_images(swap: Swap, mean: Sequence[float], std: Sequence[float]) -> Ver
         if not steps:
             continue
         try:
-            picture, image = _image_of_network(steps, preprocessor)
+            picture, image = _image_of_network(steps, swap)
         except Exception as error:  # of the pipeline or the preprocessor, whichever they are
             verdict.not_judged.append(f'{loader}: {type(error).__name__}: {error}')
             continue
@@ -83,8 +82,9 @@ def judge_images(swap: Swap, mean: Sequence[float], std: Sequence[float]) -> Ver
     return verdict
 
 
-def _image_of_network(steps: list[dict], preprocessor) -> tuple[np.ndarray, torch.Tensor]:
+def _image_of_network(steps: list[dict], swap: Swap) -> tuple[np.ndarray, torch.Tensor]:
     """A picture (H, W, 3) as RGB, and what the network is given of it, (C, H or more, W or more)"""
+    preprocessor = _preprocessor(swap.cfg, swap.owners[0])
     with TemporaryDirectory() as folder, same_random_numbers():
         sample = pack_noise(Path(folder), SIZE, steps)
         picture = np.array(Image.open(Path(folder, 'image.png')))
@@ -99,8 +99,11 @@ def _is_equal(image: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def _preprocessor(cfg, owner: KeyPath) -> Any:
-    """Built, of the nearest dict to the backbone that has one; None if there is none."""
-    above = [at(cfg, owner[:k]).get('data_preprocessor') for k in range(len(owner), 0, -1)]
+    """Built, of the nearest dict to the backbone that has one; None if there is none.
+
+    Runner gives the model that of the config itself.
+    """
+    above = [at(cfg, owner[:k]).get('data_preprocessor') for k in range(len(owner), -1, -1)]
     nearest = next(filter(None, above), None)
     return MODELS.build(nearest) if nearest else None
 

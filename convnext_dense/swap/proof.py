@@ -29,6 +29,7 @@ from .planning import Swap
 
 # The first that a model can be trained with counts. Pedestrians are higher than wide.
 SIZES: tuple[Size, ...] = (128, 128), (256, 128), (320, 320), (512, 512)
+FIXED_SIZE = 'BatchFixedSizePad'
 TOO_SMALL = re.compile(
     'greater than actual input|too small|smaller than kernel|index k out of range'
 )
@@ -121,6 +122,12 @@ def part(cfg: Config, owner: KeyPath) -> Any:
     if len(owner) > 1 and 'data_preprocessor' not in model:
         # the model around it prepares the images
         model['data_preprocessor'] = dict(type='DetDataPreprocessor')
+    preparing = model.get('data_preprocessor') or {}
+    if preparing.get('batch_augments'):
+        # They pad small images to the size of training, which takes its memory.
+        steps = preparing['batch_augments']
+        kept = [step for step in steps if not str(step['type']).endswith(FIXED_SIZE)]
+        preparing['batch_augments'] = kept or None
     return model
 
 
