@@ -6,6 +6,7 @@ from mmseg.models import FCNHead
 
 from convnext_dense.evaluation.judgement import judge_images, judge_model
 from convnext_dense.swap import plan
+from convnext_dense.swap.proof import part
 from convnext_dense.weights.presets import IMAGENET
 
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -49,6 +50,22 @@ def test_a_pipeline_that_packs_nothing_is_not_judged():
         swapped.cfg[loader].dataset.pipeline.pop()
     verdict = judge_images(swapped, *IMAGENET)
     assert not verdict.faults and len(verdict.not_judged) == 3
+
+
+def test_the_preprocessor_of_the_config_itself_is_the_models():
+    """Runner gives it to the model. One without a type is known to the model alone."""
+    swapped = swap(RETINANET)
+    swapped.cfg.data_preprocessor = swapped.cfg.model.pop('data_preprocessor')
+    assert judge_images(swapped, *IMAGENET) == ([], [])
+    del swapped.cfg.data_preprocessor['type']
+    faults, not_judged = judge_images(swapped, *IMAGENET)
+    assert not faults and len(not_judged) == 3 and 'must contain the key "type"' in not_judged[0]
+
+
+def test_a_proof_does_not_pad_to_the_size_of_training():
+    name = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'
+    assert swap(name).cfg.model.data_preprocessor.batch_augments
+    assert part(swap(name).cfg, ('model',)).data_preprocessor.batch_augments is None
 
 
 def test_images_of_another_kind_are_told_by_the_swap():

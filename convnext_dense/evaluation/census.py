@@ -154,7 +154,8 @@ def census(rows: Sequence[Row], arch: str, modules: Sequence[str] = ()) -> list[
         if proof := proofs.get(row.graph):
             row.why, row.step, row.unused = proof.why, proof.step, proof.unused
             row.state = 'adapter' if proof.state == 'works' and row.adapters else proof.state
-            row.not_judged = [*row.not_judged, *(proof.not_judged if row.trained else [])]
+            reasons = [*row.not_judged, *(proof.not_judged if row.trained else [])]
+            row.not_judged = list(dict.fromkeys(reasons))
         if row.works and row.faults:
             row.state, row.why = 'wrong', '; '.join(row.faults)
     return rows
