@@ -30,9 +30,9 @@ def set_normalisation(edits: Edits, owner: KeyPath, preset: Preset | None) -> No
     # one preprocessor for several branches has another within
     paths = [(*path, 'data_preprocessor') if _preprocessor(cfg, path) else path for path in paths]
     steps = list(_normalising_steps(cfg))
-    if any(cfg.get(key) for key in LOADERS) and not any(step[0] in READ for step in steps):
-        if steps:
-            edits.warn(f'{_where(steps)} is left as it is: no dataloader reads it')
+    has_loaders = any(cfg.get(key) for key in LOADERS)
+    if steps and has_loaders and not any(step[0] in READ for step in steps):
+        edits.warn(f'{_where(steps)} is left as it is: no dataloader reads it')
         steps = []
     if not paths and not steps:
         edits.warn(
