@@ -214,3 +214,15 @@ DEMO = dict(
 COCO_T = 'configs/coco/mask-rcnn_convnext-t-in1k_fpn_amp-ms-crop-3x_coco.py'
 ADE_T = 'configs/ade20k/upernet_convnext-t-in1k_8xb2-amp-160k_ade20k-512x512.py'
 ALL_CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/*/*.py'))
+
+
+def export_for_any_size(cfg, model, pictures, out):
+    """Export a model, which takes any number of pictures of any size, into the file ``out``."""
+    from convnext_dense.export.writing import export
+
+    checkpoint = out.with_suffix('.pth')
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    done = export(cfg, str(checkpoint), out, pictures)
+    assert done.says == 'any number of pictures, any height and width' and not done.notes
+    assert out.exists()
+    return done
