@@ -13,7 +13,7 @@ EXTRACTORS = 'mmdet.models.roi_heads.roi_extractors'
 class Rearranged(NamedTuple):
     """What ``rearrange`` did, by the names of modules in the model."""
 
-    heads: list[str]  # they are rearranged; parts of mmdet's, too
+    heads: list[str]  # they are rearranged; mmseg's segmentor and parts of mmdet's, too
     left_alone: dict[str, str]  # they, or a convolution in them, are not: name -> why
 
     def __str__(self) -> str:
@@ -30,7 +30,8 @@ def rearrange(model: nn.Module) -> Rearranged:
     with ``resize_concat``, FCNHead, alone or in others such as K-Net's. A training step keeps less
     of their losses, where these are plain cross entropies. Parameters, their names, losses and
     optimisers stay: only the class of a head changes, to one that is derived from it.
-    Likewise mmdet's SingleRoIExtractor, for inference on CPUs.
+    Likewise mmseg's EncoderDecoder, which makes fewer maps as large as the image of its logits at
+    inference, and mmdet's SingleRoIExtractor, for inference on CPUs.
 
     Left alone are other classes, derived ones too, and what has hooks or has been replaced.
     """
@@ -47,9 +48,13 @@ def rearrange(model: nn.Module) -> Rearranged:
         return report
     from .heads import REARRANGED
     from .resized_convolution import why_plain
+    from .segmentor import EncoderDecoder, MMSegEncoderDecoder
 
     names = {module: name for name, module in model.named_modules()}
     for head, name in names.items():
+        if type(head) in (MMSegEncoderDecoder, EncoderDecoder) and not is_watched(head):
+            head.__class__ = EncoderDecoder
+            report.heads.append(name or EncoderDecoder.__name__)
         base = next((kind for kind in type(head).__mro__ if kind in REARRANGED), None)
         if base is None:
             continue

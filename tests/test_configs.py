@@ -232,7 +232,8 @@ DETECTOR = BACKBONE | {
 }
 SEGMENTOR = BACKBONE | {
     'model.pretrained',
-    'model.decode_head.type',  # computes the same, as the next does
+    'model.type',  # computes the same, as the next two do
+    'model.decode_head.type',
     'model.auxiliary_head.type',
     'param_scheduler.0.end',
     'optim_wrapper.loss_scale',  # dynamic, which is the wrapper's default

@@ -178,7 +178,7 @@ def test_augmentation_is_put_into_a_copy_of_the_config():
     assert augmented.model.module.backbone == cfg.model.backbone
     assert augmented.model.module.test_cfg == cfg.tta_test_cfg
     assert augmented.test_dataloader.dataset.pipeline == cfg.tta_pipeline
-    assert cfg.model.type == 'EncoderDecoder'
+    assert cfg.model.type == 'convnext_dense.EncoderDecoder'
     cfg.pop('tta_pipeline')
     with pytest.raises(ConfigError, match='no tta_pipeline and tta_model'):
         with_test_time_augmentation(cfg)

@@ -93,8 +93,10 @@ def _undo_rearranging(model: nn.Module) -> None:
     hosts: dict[type, type] = {}
     if hasattr(model, 'decode_head'):
         from ..heads import REARRANGED
+        from ..segmentor import EncoderDecoder, MMSegEncoderDecoder
 
         hosts = {rearranged: host for host, rearranged in REARRANGED.items()}
+        hosts[EncoderDecoder] = MMSegEncoderDecoder
     if hasattr(model, 'roi_head'):
         from ..roi_extractor import MMDetSingleRoIExtractor, SingleRoIExtractor
 
