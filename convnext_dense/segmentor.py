@@ -1,4 +1,4 @@
-"""mmseg's EncoderDecoder: less is done to logits, and images may have any size. It imports mmseg."""
+"""mmseg's EncoderDecoder: less is done to logits, and images have any size. It imports mmseg."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
