@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add('--data-root', default='data/street', help='street scenes in the layout of CamVid')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--iterations', type=int, default=400, help='of every training (default: %(default)s)')
+    add('--iterations', type=int, default=240, help='of every training (default: %(default)s)')
     add('--work-dir', type=Path, default=Path('work_dirs/ladder'))
     add('--out', type=Path, default=Path('docs/ladder.md'), help='page to write, a plot beside it')
     args = parser.parse_args(argv)
