@@ -7,6 +7,7 @@
 # make gpu            checks the package on the GPU and times it; writes docs/benchmark/gpu.md
 # make census         swaps the backbone of every config of mmdet and mmseg; writes docs/census.md
 # make census-export  exports a model of every family of mmdet and mmseg; writes docs/census-export.md
+# make ladder         trains the roadmap from ResNet-50 to ConvNeXt under a segmentor; writes docs/ladder.md
 # make docs           the site, from docs/ and the docstrings; writes build/docs/html (Python 3.11 or newer)
 # make commands       what the commands say of themselves; writes docs/commands.md
 # make pins           writes the versions of all packages anew, from tools/env/*.in; needs uv
@@ -15,7 +16,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: benchmark census census-export commands demo demo-seeds docs gpu lint pins storm test test-slow test-upstream
+.PHONY: benchmark census census-export commands demo demo-seeds docs gpu ladder lint pins storm test test-slow test-upstream
 
 demo: .venv/.ready
 	$(RUN) tools/demo.py
@@ -34,6 +35,9 @@ census: .venv/.ready
 
 census-export: .venv/.ready
 	$(RUN) tools/census.py --export --out docs/census-export.md
+
+ladder: .venv/.ready
+	$(RUN) -m convnext_dense.evaluation.ladder
 
 storm: .venv/.ready
 	PYTHONPATH=tests $(RUN) -m storm

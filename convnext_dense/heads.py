@@ -2,13 +2,16 @@
 
 Each computes what its base class does, from the same parameters; ``resized_convolution.py`` tells
 why. Their losses keep less for the backward pass. Configs name ``convnext_dense.UPerHead`` and
-``convnext_dense.FCNHead``; ``rearrange`` puts all into a model that exists.
+``convnext_dense.FCNHead``; ``rearrange`` puts all into a model that exists. ``LinearHead`` is of
+this package alone.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
 from mmseg.models import decode_heads as mmseg_heads
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.models.utils import Upsample, resize
@@ -168,6 +171,35 @@ class FCNHead(_Rearranged, mmseg_heads.FCNHead):
         for conv in others:
             x = conv(x)
         return self._convolve(self.conv_cat, [*maps, x], x) if self.concat_input else x
+
+
+@MODELS.register_module()
+class LinearHead(_Rearranged):
+    """A linear classifier of each pixel, for frozen backbones.
+
+    A batch norm and a 1x1 convolution for each map, with dropout between them; their logits are
+    summed at the size of the first map. That is one 1x1 convolution over all maps, resized and
+    concatenated. DINOv3's linear evaluation (arXiv 2508.10104) trains it on one map.
+
+    Args:
+        in_channels: channels of each map in ``in_index``.
+        norm_cfg: the batch norm.
+        kwargs: as of mmseg's heads.
+    """
+
+    def __init__(self, in_channels: Sequence[int], norm_cfg: dict, **kwargs):
+        options = dict(channels=sum(in_channels), input_transform='multiple_select')
+        super().__init__(in_channels, norm_cfg=norm_cfg, **options, **kwargs)
+        self.norms = nn.ModuleList(build_norm_layer(norm_cfg, n)[1] for n in in_channels)
+
+    def forward(self, inputs: Maps) -> Tensor:
+        maps = self._transform_inputs(inputs)
+        weights = self.conv_seg.weight.split(self.in_channels, 1)
+        logits = self.conv_seg.bias[:, None, None]
+        for x, norm, weight in zip(maps, self.norms, weights):
+            x = norm(x) if self.dropout is None else self.dropout(norm(x))
+            logits = logits + self._resize(F.conv2d(x, weight), maps[0])
+        return logits
 
 
 class SegformerHead(_Rearranged, mmseg_heads.SegformerHead):

@@ -10,7 +10,7 @@ from importlib import import_module
 from mmengine import registry as root
 
 # What needs mmseg, which is not always there -> its module.
-_OF_MMSEG = dict(UPerHead='heads', FCNHead='heads', EncoderDecoder='segmentor')
+_OF_MMSEG = dict(UPerHead='heads', FCNHead='heads', LinearHead='heads', EncoderDecoder='segmentor')
 
 
 class _Models(root.Registry):

@@ -1,5 +1,7 @@
-"""A detector that starts from another: the parts that may differ are named, the rest is loaded."""
+"""A detector that starts from another: the parts that may differ are named, the rest is loaded. And
+weights that are averaged while they are trained."""
 
+import json
 import re
 
 import pytest
@@ -7,11 +9,15 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from storm.kills import differing
 
-from conftest import DEMO, ROOT
+from conftest import DEMO, ROOT, demo_options
 from convnext_dense import ConfigError, WeightsError
+from convnext_dense.commands import test, train
+from convnext_dense.inference.building import build, load
 from convnext_dense.weights.comparing import check_names
 
+RECIPES = (ROOT / 'docs/recipes.md').read_text()
 OWN_DATA = (ROOT / 'docs/own-data.md').read_text()
 FASTER = re.search(r"```python\n_base_ = 'my_detector.py'\n(.*?)```", OWN_DATA, re.DOTALL)[1]
 CASCADE = """
@@ -116,3 +122,79 @@ def test_the_largest_parts_that_differ_are_advised(mask_rcnn):
     with pytest.raises(WeightsError, match=r"may_differ=\['roi_head.mask_head.convs.2', 'neck'\]"):
         check_names(model, tensors, True)
     assert len(check_names(model, tensors, True, ['roi_head.mask_head.convs.2', 'neck'])) == 2
+
+
+# ---- averaged weights ----
+
+EMA = re.search(r'convnext-dense train RECIPE --cfg-options \\\n(.*?)```', RECIPES, re.DOTALL)[1]
+AVERAGED = [option.replace('0.0002', '0.5') for option in EMA.split()]
+
+
+def train_averaged(work, scenes, *arguments):
+    """The demo's segmentor by the documented line, but with more of each step in the average."""
+    options = {
+        'visualizer.name': work,  # MMEngine keeps one for each name
+        'train_dataloader.batch_size': 2,
+        'val_dataloader.dataset.indices': 1,
+        'optim_wrapper.optimizer.lr': 0.01,
+        'train_cfg.max_iters': 3,
+        'train_cfg.val_interval': 3,
+        'default_hooks.checkpoint.interval': 1,
+    }
+    command = [DEMO['ade'], '--work-dir', work, *arguments]
+    train.main(
+        [str(part) for part in [*command, *demo_options('ade', scenes, **options), *AVERAGED]]
+    )
+
+
+def tested(checkpoint, scenes, work):
+    images = {  # those of the evaluation
+        'test_dataloader.dataset.indices': 1,
+        'test_dataloader.dataset.data_prefix.img_path': 'images/validation',
+        'test_dataloader.dataset.data_prefix.seg_map_path': 'annotations/validation',
+    }
+    options = demo_options('ade', scenes, **{'visualizer.name': work} | images)
+    command = [DEMO['ade'], checkpoint, '--work-dir', work, *options]
+    test.main([str(part) for part in command])
+    return score_in(work)
+
+
+def score_in(work):
+    """The last mIoU that was logged."""
+    texts = [path.read_text() for path in sorted(work.glob('*/vis_data/scalars.json'))]
+    texts += [path.read_text() for path in work.glob('*/*.json')]
+    rows = [json.loads(line) for text in texts for line in text.splitlines()]
+    return [row['mIoU'] for row in rows if 'mIoU' in row][-1]
+
+
+def test_averaged_weights_are_saved_scored_and_resumed(scenes, tmp_path, exits):
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    train_averaged(whole, scenes)
+    saved = [torch.load(whole / f'iter_{i}.pth', weights_only=False) for i in (1, 2, 3)]
+    for before, after in zip(saved, saved[1:]):
+        trained = after['ema_state_dict']
+        for name, tensor in after['state_dict'].items():
+            if tensor.is_floating_point() and 'running' not in name:
+                expected = (before['state_dict'][name] + trained[f'module.{name}']) / 2
+                assert torch.allclose(tensor, expected, rtol=1e-5, atol=1e-7), name
+
+    resume = '--work-dir', parts, '--resume', whole / 'iter_2.pth'
+    data = demo_options('ade', scenes, **{'visualizer.name': 'without'})
+    message = exits('train', DEMO['ade'], *resume, *data)
+    assert 'Resume with --cfg-options default_hooks.ema.type=EMAHook' in message
+    train_averaged(parts, scenes, *resume[2:])
+    resumed = torch.load(parts / 'iter_3.pth', weights_only=False)
+    for key in ('state_dict', 'ema_state_dict', 'optimizer'):
+        assert differing(resumed[key], saved[-1][key], key) == []
+
+    # as trained, they have other scores than averaged
+    trained = {name[7:]: x for name, x in saved[-1]['ema_state_dict'].items() if name != 'steps'}
+    torch.save(dict(state_dict=trained), tmp_path / 'trained.pth')
+    scores = [
+        tested(checkpoint, scenes, tmp_path / f'test_{i}')
+        for i, checkpoint in enumerate([whole / 'iter_3.pth', tmp_path / 'trained.pth'])
+    ]
+    assert score_in(whole) == scores[0] != scores[1]
+    model = build(Config.fromfile(ROOT / DEMO['ade']).model, 'cpu')
+    load(model, whole / 'iter_3.pth')  # as predict, export and compare do
+    assert differing(model.state_dict(), saved[-1]['state_dict'], 'state_dict') == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -17,6 +18,7 @@ from conftest import DEMO, demo_options
 from convnext_dense import DataError
 from convnext_dense.data import coco
 from convnext_dense.data.checked_pipeline import CheckedPipeline
+from convnext_dense.data.checking import evaluator_problems
 from convnext_dense.data.problems import COUNTED, REFUSED
 from convnext_dense.training.running import load_config
 
@@ -410,3 +412,22 @@ def test_a_label_out_of_range_is_refused_where_the_crop_leaves_it_out(data):
     with pytest.raises(DataError, match='9 .1 pixels.; the 8 classes are 0 to 7'):
         load(read, crop)
     assert load(read, ignore, crop)['gt_seg_map'].max() < 8
+
+
+@pytest.mark.parametrize('lacking', [None, 'person'])
+def test_instances_beside_panoptic_data_have_the_things_alone(lacking, tmp_path):
+    """As COCO's two annotation files of one split."""
+    from mmdet.datasets import CocoPanopticDataset
+
+    meta = CocoPanopticDataset.METAINFO
+    things = [name for name in meta['thing_classes'] if name != lacking]
+    for name, classes in (('panoptic', meta['classes']), ('instances', things)):
+        categories = [
+            dict(id=i, name=text, isthing=int(text in things)) for i, text in enumerate(classes)
+        ]
+        content = dict(images=[], annotations=[], categories=categories)
+        (tmp_path / f'{name}.json').write_text(json.dumps(content))
+    dataset = CocoPanopticDataset(ann_file=str(tmp_path / 'panoptic.json'), lazy_init=True)
+    evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'instances.json'))
+    problems = list(evaluator_problems(Config(dict(val_evaluator=evaluator)), 'val', dataset))
+    assert [problem.kind for problem in problems] == (['class names'] if lacking else [])

@@ -486,3 +486,19 @@ def test_flops_of_upernet():
     )
     assert published.parameters == rearranged.parameters
     assert round(published.macs / 1e9) == 235 and 130 < rearranged.macs / 1e9 < 135
+
+
+@mark.parametrize('size', SIZES)
+def test_linear_head_is_one_convolution_over_all_maps(size):
+    """Batch norms of its own for each map, with their running statistics."""
+    cfg = dict(ALL, type='convnext_dense.LinearHead', dropout_ratio=0.1)
+    del cfg['channels']
+    head = randomise(MODELS.build(cfg)).double()
+    inputs = maps(size)
+    head.train()(inputs)  # so that the statistics differ from 0 and 1
+    head.eval()
+    normalised = [norm(x) for norm, x in zip(head.norms, inputs)]
+    resized = [F.interpolate(x, inputs[0].shape[2:], mode='bilinear') for x in normalised]
+    expected = head.conv_seg(torch.cat(resized, 1))
+    assert torch.allclose(head(inputs), expected, rtol=0, atol=1e-10)
+    assert expected.std() > 0.1

@@ -280,6 +280,105 @@ def test_v2_recipes_keep_to_published_values():
         assert scales == [(4 * side, side) for side in (384, 448, 512, 576, 640)]
 
 
+# The runs of Mask2Former that mmdet and mmseg published for Swin; for B a run with the original
+# code (facebookresearch/Mask2Former, pull request 34).
+MASK2FORMER = {  # config -> size, preset, lr, images a step on 8 GPUs, iterations
+    'mask2former_convnext-t-in1k_8xb2-lsj-50e_coco': ('tiny', 'tiny_in1k', 1e-4, 16, 368750),
+    'mask2former_convnext-t-in1k_8xb2-lsj-50e_coco-panoptic': (
+        'tiny',
+        'tiny_in1k',
+        1e-4,
+        16,
+        368750,
+    ),
+    'mask2former_convnext-t-in1k_8xb2-160k_ade20k-512x512': ('tiny', 'tiny_in1k', 1e-4, 16, 160000),
+    'mask2former_convnext-b-in22k_8xb8-50k_ade20k-640x640': (
+        'base',
+        'base_in22k_in1k_384',
+        4e-4,
+        64,
+        50000,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', MASK2FORMER)
+def test_values_of_mask2former(name):
+    arch, preset, lr, images, iterations = MASK2FORMER[name]
+    cfg = load(name)
+    backbone, head = cfg.model.backbone, cfg.model.get('panoptic_head') or cfg.model.decode_head
+    assert (backbone.arch, backbone.init_cfg.checkpoint) == (arch, preset)
+    assert backbone.drop_path_rate == 0.3 and head.in_channels == WIDTHS[arch]
+    assert (head.num_queries, head.transformer_decoder.num_layers) == (100, 9)
+    assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.clip_grad.max_norm == 0.01
+    assert cfg.optim_wrapper.type == 'OptimWrapper' and 'constructor' not in cfg.optim_wrapper
+    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == images
+    assert cfg.train_cfg.max_iters == iterations
+    side = int(name.rpartition('x')[2]) if 'ade20k' in name else 1024
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert steps['RandomCrop'].crop_size == (side, side)
+    if 'ade20k' in name:
+        scales = [side * tenths // 10 for tenths in range(5, 21)]
+        assert steps['RandomChoiceResize'].scales == scales
+    else:
+        assert steps['RandomResize'].ratio_range == (0.1, 2.0)
+
+
+@pytest.mark.parametrize('name', MASK2FORMER)
+def test_rates_and_decays_of_mask2former(name):
+    """The backbone has a tenth of the rate. Norms, embeddings and layer scale are not decayed,
+    biases are."""
+    lr = MASK2FORMER[name][2]
+    cfg = load(name)
+    model = build(cfg.model, 'meta')
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    group_of = {parameter: group for group in groups for parameter in group['params']}
+    norms = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm))
+        for parameter in module.parameters()
+    }
+    assert len(norms) > 100
+    embeddings = 'query_embed.weight', 'query_feat.weight', 'level_embed.weight'
+    for parameter_name, parameter in model.named_parameters():
+        group = group_of[parameter]
+        is_free = parameter in norms or parameter_name.endswith((*embeddings, '.gamma'))
+        rate = 0.1 * lr if parameter_name.startswith('backbone.') else lr
+        assert group['lr'] == pytest.approx(rate, rel=1e-9), parameter_name
+        assert group['weight_decay'] == (0.0 if is_free else 0.05), parameter_name
+
+
+def test_values_of_the_frozen_recipes():
+    """DINOv3's linear evaluation: the defaults of its code (facebookresearch/dinov3)."""
+    linear, upernet = (
+        load(f'{kind}_convnext-t-dinov3-frozen_1xb16-amp-40k_ade20k-512x512')
+        for kind in ('linear', 'upernet')
+    )
+    for cfg in (linear, upernet):
+        assert (cfg.model.backbone.frozen_stages, cfg.model.backbone.out_norm) == (4, False)
+        assert cfg.train_dataloader.batch_size == 16 and cfg.train_cfg.max_iters == 40000
+        assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    adam = dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
+    assert linear.optim_wrapper.optimizer == adam
+    assert linear.optim_wrapper.clip_grad.max_norm == 35
+    assert linear.model.decode_head.dropout_ratio == 0.1
+    full = load('upernet_convnext-t-dinov3_8xb2-amp-160k_ade20k-512x512')
+    assert upernet.optim_wrapper.optimizer == full.optim_wrapper.optimizer
+    assert upernet.model.decode_head == full.model.decode_head
+
+
+def test_values_of_mask_rcnn_1x_and_rtmdet():
+    cfg, longer = load('mask-rcnn_convnext-t-in1k_fpn_amp-1x_coco'), load(MASK_RCNN)
+    assert cfg.optim_wrapper == longer.optim_wrapper and cfg.model.backbone.drop_path_rate == 0.2
+    assert (cfg.train_cfg.max_epochs, cfg.param_scheduler[1].milestones) == (12, [8, 11])
+    cfg = load('rtmdet-ins_l_convnext-t-in22k_4xb32-100e_coco')
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-3, weight_decay=0.05)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_type='layer_wise', decay_rate=0.8)
+    assert 4 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 128
+    assert cfg.train_cfg.max_epochs == 100 and cfg.model.backbone.out_indices == (1, 2, 3)
+
+
 # ---- groups and schedules ----
 
 
@@ -450,11 +549,11 @@ def test_a_size_that_a_model_cannot_take_is_an_error():
 
 
 def test_pages_show_the_figures_of_the_configs(monkeypatch):
-    """DINO's deformable attention is slow to count: its figures are taken from the page."""
+    """Deformable attention is slow to count: figures of what has it are taken from the page."""
     monkeypatch.setattr(recipe_tables, 'count', lambda cfg, size: costs_of(cfg.filename, size))
     for task in recipe_tables.TASKS:
         page = (ROOT / 'configs' / task / 'README.md').read_text()
-        rows = re.findall(r'^\| \[(dino\S+)\].*?\| (\d+) \| (\d+) \|', page, re.M)
+        rows = re.findall(r'^\| \[((?:dino|mask2former)\S+)\].*?\| (\d+) \| (\d+) \|', page, re.M)
         assert recipe_tables.page(task, {name: counts for name, *counts in rows}) == page
 
 

@@ -182,11 +182,16 @@ def _different_orders(data: Iterable) -> Iterator[Problem]:
 
 
 def evaluator_problems(cfg: Config, split: str, leaf) -> Iterator[Problem]:
-    """Of the annotation files that evaluators read, where they are not the data set's."""
+    """Of the annotation files that evaluators read, where they are not the data set's.
+
+    Beside panoptic data, a file of instances has the things alone.
+    """
     for evaluator in evaluators(cfg, split):
-        path = str(evaluator.ann_file)
+        path, classes = str(evaluator.ann_file), classes_of(leaf)
+        if not _is_plain_coco(leaf) and 'Panoptic' not in str(evaluator.type):
+            classes = tuple(leaf.metainfo.get('thing_classes') or classes)
         if '://' not in path and Path(path) != Path(leaf.ann_file):
-            yield from _of_categories(path, classes_of(leaf))
+            yield from _of_categories(path, classes)
 
 
 def _evaluated_images(cfg: Config, split: str, leaf) -> Iterator[Problem]:

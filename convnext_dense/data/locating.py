@@ -8,6 +8,7 @@ from mmengine.config import Config
 from ..errors import ConfigError
 
 SPLITS = ('train', 'val', 'test')
+OF_EVALUATORS = ('ann_file', 'seg_prefix')  # the second of panoptic maps
 
 
 def move_data(cfg: Config, new_root: str | Path, splits: Sequence[str] = SPLITS) -> None:
@@ -24,13 +25,14 @@ def move_data(cfg: Config, new_root: str | Path, splits: Sequence[str] = SPLITS)
             continue
         old_root = dataset.get('data_root')
         for evaluator in evaluators(cfg, split):
-            path = Path(evaluator.ann_file)
-            if not old_root or not path.is_relative_to(old_root):
-                raise ConfigError(
-                    f'--data-root: the {split} split does not read from one data_root: its '
-                    f'evaluator reads {path}. Set each path with --cfg-options'
-                )
-            evaluator.ann_file = str(Path(new_root) / path.relative_to(old_root))
+            for key in filter(evaluator.get, OF_EVALUATORS):
+                path = Path(evaluator[key])
+                if not old_root or not path.is_relative_to(old_root):
+                    raise ConfigError(
+                        f'--data-root: the {split} split does not read from one data_root: its '
+                        f'evaluator reads {path}. Set each path with --cfg-options'
+                    )
+                evaluator[key] = str(Path(new_root) / path.relative_to(old_root))
         dataset.data_root = f'{new_root}/'
 
 
@@ -49,5 +51,6 @@ def data_paths(cfg: Config, split: str) -> list[Path]:
     names = [name for name in names if name and isinstance(name, str)]
     # Path would make one slash of the two in a URL
     paths = [root if '://' in root else str(Path(root, name)) for name in names]
-    paths += [evaluator.ann_file for evaluator in evaluators(cfg, split)]
+    read = [evaluator.get(key) for evaluator in evaluators(cfg, split) for key in OF_EVALUATORS]
+    paths += filter(None, read)
     return [Path(path) for path in dict.fromkeys(paths) if '://' not in path]

@@ -12,10 +12,12 @@ import torch
 from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 from torch import nn
 
+from ..errors import ConfigError
 from ..layer_decay import FSDP, WRAPPER, unsharded_shapes
 from ..registry import HOOKS
 from ..weights.comparing import check_finite, check_names
@@ -42,6 +44,9 @@ class CheckpointHook(MMEngineCheckpointHook):
       and the seed of the sampler. The run goes on from these states at the next iteration, whether
       it was interrupted or not, so validation in between changes nothing. Exact but for random
       augmentation: dataloader workers start from their seed again after a resume.
+    - With MMEngine's EMAHook a checkpoint's weights are the averaged ones, as MMEngine has it. A
+      training that averaged is resumed by one that averages: without the hook it would go on from
+      the average, beside an optimiser that knows other weights.
 
     Args:
         may_differ: parts of the model outside its backbone, as their parameters' names begin:
@@ -52,7 +57,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     Raises:
         WeightsError: names or shapes do not fit, or a value is not finite.
         ConfigError: a part in ``may_differ`` reaches into the backbone, or is in neither the model
-            nor the checkpoint; another training runs in the work directory.
+            nor the checkpoint; another training runs in the work directory; the checkpoint of a
+            training with EMAHook is resumed without it.
     """
 
     _states: list[dict] | None = None  # a rank each, as last saved or loaded
@@ -169,6 +175,14 @@ class CheckpointHook(MMEngineCheckpointHook):
             model = model.module
         for warning in check_names(model, tensors, fine_tuning, may_differ, expected):
             runner.logger.warning(warning)
+        averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
+        if runner._resume and 'ema_state_dict' in checkpoint and not averages:
+            raise ConfigError(
+                'the checkpoint is of a training with EMAHook: its weights are averaged, and a '
+                'training without the hook would go on from them as if they had been trained. '
+                'Resume with --cfg-options default_hooks.ema.type=EMAHook, and the momentum that '
+                'it had'
+            )
         if not runner._resume or STATES not in checkpoint:
             return
         saved = checkpoint[STATES]
