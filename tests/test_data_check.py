@@ -17,8 +17,9 @@ from conftest import DEMO, demo_options
 from convnext_dense import DataError
 from convnext_dense.data import coco
 from convnext_dense.data.checked_pipeline import CheckedPipeline
+from convnext_dense.data.images import label_problems
 from convnext_dense.data.problems import COUNTED, REFUSED
-from convnext_dense.training.running import load_config
+from convnext_dense.training.running import build_runner, load_config
 
 ANNOTATIONS = 'coco/annotations/instances_train2017.json'
 IMAGE, ADE_IMAGE = 'coco/train2017/000000000003.jpg', 'ade/images/training/000000000003.jpg'
@@ -410,3 +411,16 @@ def test_a_label_out_of_range_is_refused_where_the_crop_leaves_it_out(data):
     with pytest.raises(DataError, match='9 .1 pixels.; the 8 classes are 0 to 7'):
         load(read, crop)
     assert load(read, ignore, crop)['gt_seg_map'].max() < 8
+
+
+def test_a_label_out_of_range_is_framed():
+    labels = np.uint8([[0, 0, 9, 0], [0, 9, 1, 0]])
+    (problem,) = label_problems(labels, 'labels.png', ('sky', 'road'), {255})[1]
+    assert problem.box == (1, 0, 2, 2)  # x, y, width, height
+
+
+def test_none_in_the_config_turns_the_hook_off(data, tmp_path):
+    cfg = load_config(DEMO['ade'], [], str(tmp_path), str(data / 'ade'))
+    cfg.default_hooks.data_check = None
+    hooks = {type(hook).__name__ for hook in build_runner(cfg).hooks}
+    assert 'CheckpointHook' in hooks and 'DataCheckHook' not in hooks
