@@ -63,10 +63,10 @@ def test_the_tutorial(real_data, tmp_path, monkeypatch):
     assert 'resnet' in compared and 'convnext, fused' in compared
     assert 'wrote street.onnx' in exported
     assert all((tmp_path / 'docs' / name).stat().st_size > 5000 for name in PICTURES)
-    assert (tmp_path / 'seen/overlays/0001TP_008550.png').exists() and seen
+    assert (tmp_path / 'seen/overlays/Seq05VD_f02760.png').exists() and seen
 
     (in_python,) = re.findall(r'```python\n(.*?)```', EXPORT, re.DOTALL)
-    image = np.asarray(Image.open(tmp_path / 'street/images/test/0001TP_008550.jpg'))
+    image = np.asarray(Image.open(tmp_path / 'street/images/test/Seq05VD_f02760.jpg'))
     namespace = dict(image=image)
     monkeypatch.chdir(tmp_path)
     exec(in_python.replace('model.onnx', 'street.onnx'), namespace)

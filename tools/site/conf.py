@@ -50,6 +50,7 @@ html_title = 'convnext_dense'
 html_static_path = ['static']
 html_css_files = ['site.css']
 html_show_sourcelink = False
+html_sidebars = {'docs/tutorial': [], 'docs/limits': []}  # pages without others below them
 html_theme_options = {
     'header_links_before_dropdown': 8,  # as many as a row holds at 1280 pixels
     'navigation_with_keys': False,

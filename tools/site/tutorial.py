@@ -7,7 +7,8 @@ Blocks are done from the first to the last. What stands behind the language says
     python NAME            the block is written into that file
     bash                   it is run; `bash fails` has to end with an error
     bash by-hand           left to the reader: it fetches packages or data
-    text N                 becomes the last N lines of what was printed before
+    text N                 becomes the last N lines of what was printed before; all of it is in
+                           printed.txt
 
 A picture is made of the file that the comment above it names.
 """
@@ -48,6 +49,8 @@ def follow(page: str, folder: Path, pictures: Path) -> str:
             return f'```text {note}\n{end_of(printed, int(note))}\n```'
         elif note != 'by-hand':
             printed = run(code, folder, fails=note == 'fails')
+            with open(folder / 'printed.txt', 'a', encoding='utf-8') as log:
+                log.write(printed)
         return part[0]
 
     return PARTS.sub(do, page)
@@ -80,19 +83,19 @@ def end_of(printed: str, count: int) -> str:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """The picture, or of a comparison's page the first four, no wider than the page."""
-    picture = Image.open(source) if source.suffix != '.html' else first_example(source)
+    """The picture, or of a comparison's page the last four, no larger than the page."""
+    picture = Image.open(source) if source.suffix != '.html' else last_example(source)
     picture = picture.convert('RGB')
-    picture.thumbnail((WIDTH, 2 * WIDTH))
+    picture.thumbnail((WIDTH, WIDTH))
     if target.suffix == '.png':
         picture = picture.quantize(64)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(target, quality=85, optimize=True)
 
 
-def first_example(page: Path) -> Image.Image:
+def last_example(page: Path) -> Image.Image:
     """Image and truth, below them the predictions of two models."""
-    texts = re.findall(r'data:image/jpeg;base64,([\w+/=]+)', page.read_text('utf-8'))[:4]
+    texts = re.findall(r'data:image/jpeg;base64,([\w+/=]+)', page.read_text('utf-8'))[-4:]
     parts = [Image.open(io.BytesIO(base64.b64decode(text))) for text in texts]
     width, height = parts[0].size
     joined = Image.new('RGB', (2 * width, 2 * height))
