@@ -24,7 +24,7 @@ from convnext_dense.weights import convert
 
 README = (ROOT / 'README.md').read_text()
 PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted(ROOT.glob('docs/*.md'))]
-WRITTEN_BY_COMMANDS = ('census.md', 'demo.md')
+WRITTEN_BY_COMMANDS = ('census.md', 'demo.md', 'tutorial.md')
 BLOCKS = [
     (language, use, code)
     for language, use, code in re.findall(r'```(\w*) ?(\w*)\n(.*?)```', README, re.DOTALL)

@@ -30,7 +30,7 @@ PARTS = re.compile(
     r'|^<!-- (?P<file>\S+) -->\n!\[[^\]]*\]\((?P<picture>\S+)\)',
     re.MULTILINE | re.DOTALL,
 )
-COLUMNS, WIDTH = 100, 800  # of what is printed; of a picture in pixels
+COLUMNS, WIDTH = 130, 800  # of what is printed; of a picture in pixels
 
 
 def follow(page: str, folder: Path, pictures: Path) -> str:
@@ -59,7 +59,7 @@ def follow(page: str, folder: Path, pictures: Path) -> str:
 def run(code: str, folder: Path, fails: bool = False) -> str:
     """Run a block as one script. Returns what it prints, without the path of the folder."""
     programs = Path(sys.executable).parent  # not resolved: those of the environment
-    shell = dict(os.environ, COLUMNS=str(COLUMNS), PATH=f'{programs}:{os.environ["PATH"]}')
+    shell = dict(os.environ, COLUMNS='100', PATH=f'{programs}:{os.environ["PATH"]}')
     done = subprocess.run(
         ['bash', '-e', '-c', code],
         cwd=folder,
@@ -90,7 +90,7 @@ def shrink(source: Path, target: Path) -> None:
     if target.suffix == '.png':
         picture = picture.quantize(64)
     target.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(target, quality=85, optimize=True)
+    picture.save(target, quality=80, optimize=True)
 
 
 def last_example(page: Path) -> Image.Image:
