@@ -10,13 +10,14 @@
 # make ladder         trains the roadmap from ResNet-50 to ConvNeXt under a segmentor; writes docs/ladder.md
 # make docs           the site, from docs/ and the docstrings; writes build/docs/html (Python 3.11 or newer)
 # make commands       what the commands say of themselves; writes docs/commands.md
+# make tutorial      follows docs/tutorial.md in build/tutorial, where CamVid lies; writes its output into it
 # make pins           writes the versions of all packages anew, from tools/env/*.in; needs uv
 # make storm          kills trainings and breaks inputs, at random; writes docs/reliability.md
 # make demo-seeds     the demo with three seeds; writes docs/demo.md
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: benchmark census census-export commands demo demo-seeds docs gpu ladder lint pins storm test test-slow test-upstream
+.PHONY: benchmark census census-export commands demo demo-seeds docs gpu ladder lint pins storm test test-slow test-upstream tutorial
 
 demo: .venv/.ready
 	$(RUN) tools/demo.py
@@ -44,6 +45,9 @@ storm: .venv/.ready
 
 commands: .venv/.ready
 	$(RUN) -m tools.site.commands
+
+tutorial: .venv/.ready
+	$(RUN) -m tools.site.tutorial build/tutorial
 
 docs: .venv-docs/.ready
 	rm -rf build/docs

@@ -19,8 +19,9 @@ from convnext_dense import DataError
 from convnext_dense.data import coco
 from convnext_dense.data.checked_pipeline import CheckedPipeline
 from convnext_dense.data.checking import evaluator_problems
+from convnext_dense.data.images import label_problems
 from convnext_dense.data.problems import COUNTED, REFUSED
-from convnext_dense.training.running import load_config
+from convnext_dense.training.running import build_runner, load_config
 
 ANNOTATIONS = 'coco/annotations/instances_train2017.json'
 IMAGE, ADE_IMAGE = 'coco/train2017/000000000003.jpg', 'ade/images/training/000000000003.jpg'
@@ -431,3 +432,16 @@ def test_instances_beside_panoptic_data_have_the_things_alone(lacking, tmp_path)
     evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'instances.json'))
     problems = list(evaluator_problems(Config(dict(val_evaluator=evaluator)), 'val', dataset))
     assert [problem.kind for problem in problems] == (['class names'] if lacking else [])
+
+
+def test_a_label_out_of_range_is_framed():
+    labels = np.uint8([[0, 0, 9, 0], [0, 9, 1, 0]])
+    (problem,) = label_problems(labels, 'labels.png', ('sky', 'road'), {255})[1]
+    assert problem.box == (1, 0, 2, 2)  # x, y, width, height
+
+
+def test_none_in_the_config_turns_the_hook_off(data, tmp_path):
+    cfg = load_config(DEMO['ade'], [], str(tmp_path), str(data / 'ade'))
+    cfg.default_hooks.data_check = None
+    hooks = {type(hook).__name__ for hook in build_runner(cfg).hooks}
+    assert 'CheckpointHook' in hooks and 'DataCheckHook' not in hooks

@@ -73,10 +73,27 @@ def test_every_config_of_the_page_takes_an_image(folder, name):
         run_part(torch.zeros(1, 3, 64, 64))  # widths that do not fit raise
 
 
+OTHER_HEADS = re.findall(r'```python\n((?:for|model) .*?)```', PAGE, re.DOTALL)
+OTHER_RECIPES = [
+    'cascade-mask-rcnn_convnext-t-in1k_fpn_4conv1fc-giou_amp-ms-crop-3x_coco',
+    'dino-4scale_convnext-t-in22k_8xb2-12e_coco',
+]
+
+
+@pytest.mark.parametrize('recipe, line', zip(OTHER_RECIPES, OTHER_HEADS, strict=True))
+def test_lines_for_other_heads(folder, recipe, line):
+    text = FILES['my_detector.py']
+    text = text.replace('mask-rcnn_convnext-t-in1k_fpn_1xb4-amp-24e_own', recipe)
+    (folder / 'other.py').write_text(re.sub(r'^model = .*\n', line, text, flags=re.MULTILINE))
+    cfg = load_config(str(folder / 'other.py'), [], str(folder / 'work'))
+    counts = re.findall(r"'num_classes': (\d+)", str(cfg.model))
+    assert counts and set(counts) == {'3'}
+
+
 def follow(folder, name, more, last):
     """Run the page's commands on a short config that inherits ``name``."""
     (folder / 'short.py').write_text(SHORT.format(name=name) + more)
-    commands = [command for command in COMMANDS if name in command]
+    commands = [words for words in COMMANDS if name in words and words[1] != 'configs']
     assert {command[1] for command in commands} >= {'train', 'test'}
     output = ''
     for command in commands:

@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 
 PAGE = (ROOT / 'docs/plain-pytorch.md').read_text()
+(SHAPES,) = re.findall(r'```python shapes\n(.*?)```', PAGE, re.DOTALL)
 TORCHVISION, SMP = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
 
 
@@ -18,6 +19,14 @@ def model_of(example):
     namespace = {}
     exec(example.replace("'tiny'", "'atto'"), namespace)
     return namespace['model']
+
+
+def test_widths_and_strides():
+    *setup, last = SHAPES.strip().splitlines()
+    namespace = {}
+    exec('\n'.join(setup), namespace)
+    code, promised = last.split('#')
+    assert eval(code, namespace) == eval(promised)
 
 
 def test_torchvision_trains_and_predicts():

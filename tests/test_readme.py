@@ -24,7 +24,7 @@ from convnext_dense.weights import convert
 
 README = (ROOT / 'README.md').read_text()
 PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted(ROOT.glob('docs/*.md'))]
-WRITTEN_BY_COMMANDS = ('census.md', 'demo.md')
+WRITTEN_BY_COMMANDS = ('census.md', 'demo.md', 'tutorial.md')
 BLOCKS = [
     (language, use, code)
     for language, use, code in re.findall(r'```(\w*) ?(\w*)\n(.*?)```', README, re.DOTALL)
@@ -105,7 +105,12 @@ def test_weights_example_reports_what_it_promises(tmp_path, monkeypatch, capsys)
 def test_swap_commands_write_what_the_readme_shows(tmp_path, output_of):
     (shown,) = blocks('swapped')
     first, second = commands('swap')
-    assert 'wrote retinanet_convnext-t.py' in output_of(*first)
+    printed = output_of(*first)
+    page = (ROOT / 'docs/swap.md').read_text()  # runs the same command
+    (code,) = re.findall(r'```bash\nconvnext-dense (.*?)```', page, re.DOTALL)
+    assert shlex.split(code.replace('\\\n', '')) == first
+    shown_lines = set(re.search(r'```text\n(.*?)```', page, re.DOTALL)[1].splitlines()) - {'…'}
+    assert 'wrote retinanet_convnext-t.py' in shown_lines <= set(printed.splitlines())
     written = (tmp_path / 'retinanet_convnext-t.py').read_text()
     assert written.partition('\n')[2] == shown  # but for the comment with the command
     plan(second[1], 'base', layer_decay=True)  # all of the second command but its slow proof
@@ -179,6 +184,18 @@ def test_commands_that_look_get_as_far_as_the_data(command, message, tmp_path, e
     assert re.search(message, output) and 'Traceback' not in output
     if '--train' in command:
         assert output.count('no folder at') == 1 and not list(tmp_path.iterdir())
+
+
+def test_recipes_are_listed_and_inherited(output_of, exits):
+    listed, inherited = commands('configs')
+    assert 'upernet_convnext-t-in1k' in output_of(*listed)
+    assert 'no config RECIPE' in exits(*inherited)
+
+
+def test_no_command_is_without_a_test():
+    names = {line[1] for line in COMMANDS if line[0] == 'convnext-dense' and line[1:]}
+    tested = ['benchmark', 'configs', 'convert', 'flops', 'groups', 'swap', 'test', 'train']
+    assert names == {*MISSING, *tested, 'doctor'}  # the last by tests/test_doctor.py
 
 
 @pytest.mark.parametrize('target', [c[1] for c in COMMANDS if c[0] == 'make'])

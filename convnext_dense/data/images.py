@@ -126,7 +126,9 @@ def label_problems(
     if wrong:
         listed = ', '.join(f'{label} ({count} pixels)' for label, count in wrong.items())
         detail = f'it holds {listed}; the {len(classes)} classes are 0 to {len(classes) - 1}'
-        problems.append(Problem('label out of range', path, detail, image_path))
+        rows, columns = np.isin(labels, list(wrong)).nonzero()
+        box = columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1
+        problems.append(Problem('label out of range', path, detail, image_path, tuple(box)))
     if not known:
         problems.append(Problem('no labels', path, image=image_path))
     named = {classes[i]: count for i, count in known.items() if i not in wrong}

@@ -143,6 +143,8 @@ def build_runner(cfg: Config) -> Any:
     hooks = cfg.setdefault('default_hooks', {})
     if 'DataCheckHook' not in repr(cfg.get('custom_hooks')):
         hooks.setdefault('data_check', dict(type='convnext_dense.DataCheckHook'))
+    if hooks.get('data_check') is None:  # MMEngine takes None for its own hooks alone
+        hooks.pop('data_check', None)
     return RUNNERS.build(cfg)
 
 

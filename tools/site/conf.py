@@ -13,6 +13,7 @@ release = re.search(r"__version__ = '(.*)'", (PACKAGE / '__init__.py').read_text
 extensions = ['autoapi.extension', 'myst_parser', 'sphinx.ext.napoleon', 'sphinx_copybutton']
 include_patterns = ['*.md', 'api/*', 'docs/**', 'configs/*/README.md', 'CHANGELOG.md']
 
+copybutton_selector = 'div:not(.highlight-text) > div.highlight > pre'  # not of what is printed
 myst_heading_anchors = 4  # links to headings, as GitHub has them
 
 # The API is read from the source: neither torch nor the package is in this environment.
@@ -49,8 +50,9 @@ html_title = 'convnext_dense'
 html_static_path = ['static']
 html_css_files = ['site.css']
 html_show_sourcelink = False
+html_sidebars = {'docs/tutorial': [], 'docs/limits': []}  # pages without others below them
 html_theme_options = {
-    'header_links_before_dropdown': 10,
+    'header_links_before_dropdown': 8,  # as many as a row holds at 1280 pixels
     'navigation_with_keys': False,
     'show_prev_next': False,
     'show_toc_level': 2,
