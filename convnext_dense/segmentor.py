@@ -59,7 +59,7 @@ class EncoderDecoder(MMSegEncoderDecoder):
         """Images (N, C, H, W) -> mean logits of the windows, (N, classes, H, W)."""
         size = inputs.shape[2:]
         rows, columns = self._grid(size)
-        total = None
+        total: Any = None
         for first, last in rows:
             for left, right in columns:
                 window = inputs[:, :, first:last, left:right]
