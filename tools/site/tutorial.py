@@ -1,6 +1,6 @@
 """Follow docs/tutorial.md in a folder, and put into the page what the commands print and draw.
 
-    make tutorial          in build/tutorial, where CamVid is, and small, the environment without torch
+    make tutorial          in build/tutorial, where CamVid is, and small, an environment
 
 Blocks are done from the first to the last. What stands behind the language says how:
 
