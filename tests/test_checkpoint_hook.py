@@ -147,7 +147,7 @@ def train_averaged(work, scenes, *arguments):
     )
 
 
-def tested(checkpoint, scenes, work):
+def scored(checkpoint, scenes, work):
     images = {  # those of the evaluation
         'test_dataloader.dataset.indices': 1,
         'test_dataloader.dataset.data_prefix.img_path': 'images/validation',
@@ -191,7 +191,7 @@ def test_averaged_weights_are_saved_scored_and_resumed(scenes, tmp_path, exits):
     trained = {name[7:]: x for name, x in saved[-1]['ema_state_dict'].items() if name != 'steps'}
     torch.save(dict(state_dict=trained), tmp_path / 'trained.pth')
     scores = [
-        tested(checkpoint, scenes, tmp_path / f'test_{i}')
+        scored(checkpoint, scenes, tmp_path / f'test_{i}')
         for i, checkpoint in enumerate([whole / 'iter_3.pth', tmp_path / 'trained.pth'])
     ]
     assert score_in(whole) == scores[0] != scores[1]

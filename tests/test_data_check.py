@@ -428,7 +428,11 @@ def test_instances_beside_panoptic_data_have_the_things_alone(lacking, tmp_path)
         ]
         content = dict(images=[], annotations=[], categories=categories)
         (tmp_path / f'{name}.json').write_text(json.dumps(content))
-    dataset = CocoPanopticDataset(ann_file=str(tmp_path / 'panoptic.json'), lazy_init=True)
+    dataset = CocoPanopticDataset(
+        ann_file=str(tmp_path / 'panoptic.json'),
+        data_prefix=dict(img='', ann='', seg=''),
+        lazy_init=True,
+    )
     evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'instances.json'))
     problems = list(evaluator_problems(Config(dict(val_evaluator=evaluator)), 'val', dataset))
     assert [problem.kind for problem in problems] == (['class names'] if lacking else [])
