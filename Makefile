@@ -10,7 +10,7 @@
 # make ladder         trains the roadmap from ResNet-50 to ConvNeXt under a segmentor; writes docs/ladder.md
 # make docs           the site, from docs/ and the docstrings; writes build/docs/html (Python 3.11 or newer)
 # make commands       what the commands say of themselves; writes docs/commands.md
-# make tutorial      follows docs/tutorial.md in build/tutorial, where CamVid lies; writes its output into the page
+# make tutorial       follows docs/tutorial.md in build/tutorial, where CamVid lies; writes its output into the page
 # make pins           writes the versions of all packages anew, from tools/env/*.in; needs uv
 # make storm          kills trainings and breaks inputs, at random; writes docs/reliability.md
 # make demo-seeds     the demo with three seeds; writes docs/demo.md

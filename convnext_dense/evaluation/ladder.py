@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure  # pyplot would change the backend of the user's program
 
-from ..config_names import inheriting, read_config
+from ..config_names import find_config, inheriting
 from ..data.pictures import save_figure
 from ..errors import ConfigError
 from ..printing import markdown_table, paragraph
@@ -95,6 +95,7 @@ def climb(
     Raises:
         ConfigError: a rung cannot be trained or scored.
     """
+    find_config(BASE)  # which says so where it is not installed
     work_dir.mkdir(parents=True, exist_ok=True)
     options = Options(work_dir, data_root=data_root, train=True, examples=1)
     rows: dict[str, list[Row]] = {group: [] for group in RUNGS}
@@ -114,7 +115,6 @@ def climb(
 def config_of(rung: Rung, seed: int, iterations: int) -> str:
     """The text of its config. Every rung has the demo's optimiser, without layer-wise decay."""
     channels = settings_of(rung.step, rung.depths, rung.width).out_channels()
-    read_config(BASE)  # which says so where it is not installed
     return CONFIG.format(
         base=inheriting(BASE),
         rung=rung,
@@ -149,8 +149,7 @@ def table(scores: Scores, rows: Mapping[str, Row]) -> tuple[list[str], list[list
     groups, cells = list(scores), []
     for i, (group, values) in enumerate(scores.items()):
         rung, row = RUNGS[group], rows[group]
-        published, step = '', ''
-        total = ''
+        published = step = total = ''
         if i:
             before = groups[i - 1]
             step, total = judged(scores[before], values), judged(scores[groups[0]], values)
