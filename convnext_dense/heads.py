@@ -17,10 +17,10 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.models.utils import Upsample, resize
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from . import fast_path
 from .layers import is_watched
+from .pixel_losses import cross_entropy
 from .registry import MODELS
 from .resized_convolution import convolve_resized, is_plain
 
@@ -33,35 +33,20 @@ class _Rearranged(mmseg_heads.decode_head.BaseDecodeHead):
     def loss_by_feat(
         self, seg_logits: Tensor, batch_data_samples: Sequence[SegDataSample]
     ) -> dict[str, Tensor]:
-        """Image by image, and again in the backward pass: at the labels' size the logits of all
-        classes, their softmax and its gradient would take as much memory as the rest of the head.
-        """
-        of_batch = super().loss_by_feat
-        is_eager = torch.is_grad_enabled() and not (is_plain() or fast_path.is_compiling())
-        if not (is_eager and self._averages_images()):
-            return of_batch(seg_logits, batch_data_samples)
-        images = [
-            # A loss draws no random numbers where there is no sampler.
-            checkpoint(of_batch, x, [y], use_reentrant=False, preserve_rng_state=False)
-            for x, y in zip(seg_logits.split(1), batch_data_samples)
-        ]
-        parts = {name: torch.stack([image[name] for image in images]) for name in images[0]}
-        accuracy, eps = parts.pop('acc_seg'), torch.finfo(torch.float32).eps  # eps as in mmseg
-        counts = [(y.gt_sem_seg.data != self.ignore_index).sum() for y in batch_data_samples]
-        shares = (torch.stack(counts) + eps).to(accuracy)[:, None]
-        losses = {name: part.mean(0) for name, part in parts.items()}
-        return dict(losses, acc_seg=(accuracy * shares).sum(0) / shares.sum())
-
-    def _averages_images(self) -> bool:
-        """Whether the loss of a batch is the mean over its images' losses."""
+        """mmseg's, in less memory (``pixel_losses.py``) where it is the mean over all pixels."""
         losses = self.loss_decode
-        return self.sampler is None and all(
-            type(loss) is CrossEntropyLoss
-            and not (loss.use_sigmoid or loss.use_mask or loss.avg_non_ignore)
-            and loss.reduction == 'mean'
-            and loss.class_weight is None
-            for loss in (losses if isinstance(losses, nn.ModuleList) else [losses])
-        )
+        losses = list(losses) if isinstance(losses, nn.ModuleList) else [losses]
+        is_eager = torch.is_grad_enabled() and not (is_plain() or fast_path.is_compiling())
+        if not is_eager or self.sampler is not None or not all(map(_is_mean_of_pixels, losses)):
+            return super().loss_by_feat(seg_logits, batch_data_samples)
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        total, right = cross_entropy(seg_logits, labels, self.ignore_index, self.align_corners)
+        values = dict.fromkeys((loss.loss_name for loss in losses), 0)
+        for loss in losses:
+            values[loss.loss_name] += loss.loss_weight * total / labels.numel()
+        eps = torch.finfo(torch.float32).eps  # as in mmseg
+        count = (labels != self.ignore_index).sum() + eps
+        return dict(values, acc_seg=(100 * (right + eps) / count)[None])
 
     def resized_convolutions(self) -> list[nn.Module]:
         """The ``ConvModule`` that read resized maps."""
@@ -74,6 +59,16 @@ class _Rearranged(mmseg_heads.decode_head.BaseDecodeHead):
     def _resize(self, x: Tensor, like: Tensor) -> Tensor:
         size = like.shape[2:]
         return resize(x, size=size, mode='bilinear', align_corners=self.align_corners)
+
+
+def _is_mean_of_pixels(loss: nn.Module) -> bool:
+    """Whether it is the mean over all pixels, those that are ignored too, of cross entropies."""
+    return (
+        type(loss) is CrossEntropyLoss
+        and not (loss.use_sigmoid or loss.use_mask or loss.avg_non_ignore)
+        and loss.reduction == 'mean'
+        and loss.class_weight is None
+    )
 
 
 class _PyramidPooling(_Rearranged):
