@@ -7,7 +7,8 @@ models.
     convnext-dense benchmark CONFIG [CONFIG ...] --size 1x800x1280 [--train]
 
 A config's model is timed as the zoos have it (mmpretrain's backbone under the heads of mmdet or
-mmseg), with our backbone under these heads, as it is here, and fused.
+mmseg; left out where that has no such output stride), with our backbone under these heads, as it is
+here, and fused.
 
 All get the same random weights, backbones of peers the memory format in which they are faster, and
 no model is timed whose maps are not those of the float64 network. Every model has a process of its

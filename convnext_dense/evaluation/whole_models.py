@@ -44,7 +44,7 @@ def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
     Returns:
         Inference up to boxes, masks or labels; or forward, losses and backward. The error is that
         of the logits, or of a detector's maps, relative to float64. ``ZOO`` is not available where
-        mmpretrain is not installed.
+        mmpretrain is not installed, and for strides that its ConvNeXt does not have.
 
     Raises:
         ConfigError: its outputs are not those of the same model in float64.
@@ -57,7 +57,7 @@ def whole_model(name: str, scenario: Scenario, device: str) -> Candidate:
     expected = _outputs(copy.deepcopy(model).double(), images.double())
     try:
         model = _named(name, model)
-    except ImportError:
+    except (ImportError, NotImplementedError):
         return Candidate(lambda: None, device, is_available=False)
     dtype = getattr(torch, scenario.dtype)
     context: Callable = partial(autocast, device, dtype)
@@ -107,6 +107,8 @@ def _undo_rearranging(model: nn.Module) -> None:
 
 
 def _of_mmpretrain(net: ConvNeXt) -> nn.Module:
+    if net.out_strides != tuple(4 * 2**i for i in net.out_indices):
+        raise NotImplementedError(f'strides {net.out_strides}')
     model = mmpretrain_backbone(net.architecture, net.out_indices)
     model.load_state_dict(convert(net.state_dict(), 'mmpretrain').tensors)
     model.train(net.training)  # not chained: it returns None
