@@ -108,6 +108,15 @@ def test_whole_models_are_what_their_rows_say():
         assert ours & {'backbone', 'heads'} == parts
 
 
+def test_the_zoo_has_no_backbone_of_other_strides():
+    cfg = read_config(DEMO['ade'])
+    cfg.model.backbone.output_stride = 8
+    init_default_scope('mmseg')
+    model = build(cfg.model, 'cpu')
+    with pytest.raises(NotImplementedError, match='8, 8, 8'):
+        whole_models._named(whole_models.ZOO, model)
+
+
 def test_what_cannot_be_measured_is_told(capsys, tmp_path):
     with pytest.raises(SystemExit, match='nothing was measured'):
         main(['--size', '96x128', '--out', str(tmp_path)])
@@ -137,6 +146,9 @@ def test_figures_are_relative_to_the_best_peer():
         'torchvision': Measurement([4.0] * 3, 20),
     }
     assert figures(rows)['convnext_dense'] == (1.0, 0.0, 2.0, 2.0, 2.0, 30e-6, 1.5)
+    del rows['timm'], rows['torchvision']
+    alone = dict(rows, **{'convnext_dense, fused': Measurement([0.5] * 3, 15)})
+    assert figures(alone)['convnext_dense, fused'][2:] == (2.0, 2.0, 2.0, 15e-6, 0.5)
     low, high = interval([2.0, 2.2, 1.8], [1.0, 1.0, 1.0])
     assert 1.7 < low < 2 < high < 2.3
 

@@ -94,16 +94,20 @@ class Figures(NamedTuple):
 
 
 def figures(rows: Mapping[str, Measurement]) -> dict[str, Figures]:
-    """Name of a model -> its figures. Peers are all models but those of ``convnext_dense``."""
+    """Name of a model -> its figures, relative to the best of its peers.
+
+    Peers are all models but those of ``convnext_dense``; without any, the first row is.
+    """
     peers = [row for name, row in rows.items() if not name.startswith('convnext_dense')]
-    quickest = min(peers, key=lambda row: row.median, default=None)
-    lightest = min((row.memory for row in peers), default=math.nan)
+    peers = peers or list(rows.values())[:1]
+    quickest = min(peers, key=lambda row: row.median)
+    lightest = min(row.memory for row in peers)
     result = {}
     for name, row in rows.items():
         times, quarter = sorted(row.seconds), len(row.seconds) // 4
         spread = (times[-1 - quarter] - times[quarter]) / row.median
-        speed = quickest.median / row.median if quickest else math.nan
-        ends = interval(quickest.seconds, row.seconds) if quickest else (math.nan, math.nan)
+        speed = quickest.median / row.median
+        ends = interval(quickest.seconds, row.seconds)
         memory = row.memory / 1e6, row.memory / lightest
         result[name] = Figures(row.median, spread, speed, *ends, *memory)
     return result
