@@ -45,67 +45,71 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(logits, labels)
         ctx.ignore_index, ctx.align_corners = ignore_index, align_corners
         losses, right = [], []
-        for x, y, rows in _strips(logits, labels, align_corners):
-            z = rows.resize(x)
+        for strip in _strips(logits, labels, align_corners):
+            z, y = strip.resize(logits[strip.source]), strip.labels
             losses.append(F.cross_entropy(z, y, ignore_index=ignore_index, reduction='sum'))
-            counts = y != ignore_index
-            label = y.where(counts, 0)[:, None]
+            counts, label = _split(y, ignore_index)
             score = z.gather(1, label)
             others = z.scatter_(1, label, -torch.inf).amax(1, keepdim=True)
-            right.append(((score > others) & counts[:, None]).sum())
-        total = torch.stack(right).sum()
-        ctx.mark_non_differentiable(total)
-        return torch.stack(losses).sum(), total
+            right.append(((score > others) & counts).sum())
+        number = torch.stack(right).sum()
+        ctx.mark_non_differentiable(number)
+        return torch.stack(losses).sum(), number
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _of_count: Tensor):
+    def backward(ctx: Any, grad: Tensor, _of_number: Tensor):
         logits, labels = ctx.saved_tensors
+        # In the type of the loss, so that the sum of strips is rounded once.
         total = torch.zeros_like(logits, dtype=grad.dtype)
-        strips = _strips(logits, labels, ctx.align_corners)
-        grads = _strips(total, labels, ctx.align_corners)
         with torch.autocast(logits.device.type, enabled=False):
-            for (x, y, rows), (of_x, _, _) in zip(strips, grads):
+            for strip in _strips(logits, labels, ctx.align_corners):
                 with torch.enable_grad():
-                    # In grad's type, so that the sum of the strips is rounded once.
-                    x = x.detach().to(grad.dtype).requires_grad_()
-                    z = rows.resize(x)
-                counts = (y != ctx.ignore_index)[:, None]
+                    x = logits[strip.source].detach().to(grad.dtype).requires_grad_()
+                    z = strip.resize(x)
+                counts, label = _split(strip.labels, ctx.ignore_index)
                 of_z = z.detach().softmax(1)
-                of_z.scatter_add_(1, y[:, None].where(counts, 0), -counts.to(of_z))
-                of_x += torch.autograd.grad(z, x, of_z.mul_(counts * grad))[0]
+                of_z.scatter_(1, label, of_z.gather(1, label) - 1).mul_(counts * grad)
+                total[strip.source] += torch.autograd.grad(z, x, of_z)[0]
         return total.to(logits.dtype), None, None, None
 
 
-class _Rows(NamedTuple):
-    """Rows of a resized map."""
+def _split(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which labels count, and the labels, 0 where they do not: (1, 1, rows, W)."""
+    counts = (labels != ignore_index)[:, None]
+    return counts, labels[:, None].where(counts, 0)
 
-    matrix: Tensor  # (rows, source rows): how they are interpolated
-    width: int
+
+class _Strip(NamedTuple):
+    """Some rows of an image's labels."""
+
+    labels: Tensor  # (1, rows, W)
+    source: tuple[slice, ...]  # the rows of the logits that are interpolated for them
+    matrix: Tensor  # how: (rows, source rows)
     align_corners: bool
 
     def resize(self, x: Tensor) -> Tensor:
-        """Source rows (1, C, source rows, w) -> (1, C, rows, width)."""
+        """(1, C, source rows, w) -> (1, C, rows, W)."""
         x = self.matrix @ x.to(self.matrix.dtype)
-        size = x.shape[2], self.width
+        size = self.labels.shape[1:]
         return F.interpolate(x, size=size, mode='bilinear', align_corners=self.align_corners)
 
 
-def _strips(
-    maps: Tensor, labels: Tensor, align_corners: bool
-) -> Iterator[tuple[Tensor, Tensor, _Rows]]:
-    """Strips of an image after the other: the source rows, the labels, and how to resize."""
-    (_, channels, h, _), (_, height, width) = maps.shape, labels.shape
-    dtype = torch.promote_types(maps.dtype, torch.float32)
-    eye = torch.eye(h, dtype=dtype, device=maps.device)[None]
+def _strips(logits: Tensor, labels: Tensor, align_corners: bool) -> Iterator[_Strip]:
+    (_, channels, h, _), (images, height, width) = logits.shape, labels.shape
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     # (height, h), from torch's own interpolation
+    eye = torch.eye(h, dtype=dtype)[None]
     matrix = F.interpolate(eye, size=height, mode='linear', align_corners=align_corners)[0].t()
     step = height
-    if maps.device.type == 'cpu':
+    if logits.device.type == 'cpu':
         step = max(1, CPU_ROWS_BYTES // (channels * width * dtype.itemsize))
-    sources = [part.any(0).nonzero().flatten().tolist() for part in matrix.split(step)]
-    for x, y in zip(maps.split(1), labels.split(1)):
-        for part, used, of_strip in zip(matrix.split(step), sources, y.split(step, 1)):
-            first, last = used[0], used[-1] + 1
-            rows = _Rows(part[:, first:last].contiguous(), width, align_corners)
-            yield x[:, :, first:last], of_strip, rows
+    parts = []
+    for part in matrix.split(step):
+        used = part.any(0).nonzero().flatten().tolist()
+        rows = slice(used[0], used[-1] + 1)
+        parts.append((rows, part[:, rows].contiguous().to(logits.device)))
+    for i in range(images):
+        image = slice(i, i + 1)
+        for (rows, part), of_strip in zip(parts, labels[image].split(step, 1)):
+            yield _Strip(of_strip, (image, slice(None), rows), part, align_corners)

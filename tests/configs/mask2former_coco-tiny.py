@@ -22,6 +22,9 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=0,
     persistent_workers=False,
+    # Without an end: at each, that is every second iteration, MMEngine waits for two seconds.
+    sampler=dict(type='InfiniteSampler'),
+    batch_sampler=None,
     dataset=dict(
         ann_file='panoptic.json', data_prefix=dict(img='', seg='panoptic/'), pipeline=pipeline
     ),
