@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-from conftest import DEMO, demo_options
+from conftest import DEMO, ROOT, demo_options
 from convnext_dense import DataError
 from convnext_dense.data import coco
 from convnext_dense.data.checked_pipeline import CheckedPipeline
@@ -250,6 +250,32 @@ def test_check_names_what_is_wrong(name, data, tmp_path, capsys):
     assert (REFUSED | COUNTED)[kind] in printed
     assert f'{kind},{"yes" if kind in REFUSED else "no"},' in (out / 'problems.csv').read_text()
     assert kind in (out / 'index.html').read_text()
+
+
+def test_splits_of_the_same_files_are_checked_with_their_own_steps(data, tmp_path, capsys):
+    """Of the test split alone, the step that ignores a label is missing."""
+    from convnext_dense.commands import check
+
+    (path,) = data.glob('ade/annotations/validation/*0.png')
+    label_map = np.array(Image.open(path))
+    label_map[0, 0] = 99  # which is 98 when it has been read: 0 means unknown in ADE20K
+    Image.fromarray(label_map).save(path)
+    config = tmp_path / 'ignoring.py'
+    config.write_text(
+        f'_base_ = {str(ROOT / DEMO["ade"])!r}\n'
+        'same = dict(dataset=dict(data_prefix=dict(\n'
+        "    img_path='images/validation', seg_map_path='annotations/validation')))\n"
+        'val_dataloader, test_dataloader = dict(same), dict(same)\n'
+        'steps = [dict(step) for step in _base_.val_dataloader.dataset.pipeline]\n'
+        "behind = [step['type'] for step in steps].index('LoadAnnotations') + 1\n"
+        "steps.insert(behind, dict(type='convnext_dense.IgnoreLabels', labels=[98]))\n"
+        "val_dataloader = dict(dataset=dict(same['dataset'], pipeline=steps))\n"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        check.main([str(config), '--data-root', str(data / 'ade'), '--out', str(tmp_path / 'out')])
+    assert stopped.value.code == 1
+    printed = capsys.readouterr().out
+    assert 'label out of range: 1' in printed and 'val, test' not in printed
 
 
 # What train says before its first iteration, or when it comes to the file.

@@ -1,5 +1,8 @@
 """convnext-dense export: detectors. As many detections as the heads give, from random weights."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -145,7 +148,7 @@ def test_the_file_has_the_contract_of_the_page(exported):
     assert model.meta['thresholds'] == dict(score=0.05, mask=0.5)
 
 
-def test_the_runner_writes_what_predict_writes(exported, scenes, tmp_path, exits):
+def test_the_runner_writes_what_predict_writes(exported, scenes, tmp_path, exits, capsys):
     """Boxes in pixels of pictures of other sizes, masks in them, and the same JSON."""
     config, checkpoint, file = exported
     folder = tmp_path / 'pictures'
@@ -157,6 +160,8 @@ def test_the_runner_writes_what_predict_writes(exported, scenes, tmp_path, exits
     with pytest.raises(SystemExit) as stopped:
         run([str(file), str(folder), '--out', str(tmp_path / 'out')])
     assert not stopped.value.code
+    drawn, every = map(int, re.findall(r'(\d+) of (\d+) detections', capsys.readouterr().out)[-1])
+    assert every >= 30 and drawn <= every
     expected, written = (
         COCO(tmp_path / name / 'predictions.json') for name in ('predicted', 'out')
     )
@@ -172,6 +177,22 @@ def test_the_runner_writes_what_predict_writes(exported, scenes, tmp_path, exits
         assert missing <= 1, (image, missing)
         overlay = Image.open(tmp_path / 'out/overlays' / f'{number - 1}.png')
         assert overlay.size == (image['width'], image['height'])
+
+
+def test_the_page_runs_the_file_without_the_runner(exported, scenes, tmp_path, monkeypatch):
+    page = (ROOT / 'docs/export.md').read_text()
+    (code,) = re.findall(r'^```python\n(import json\n.*?)^```', page, re.MULTILINE | re.DOTALL)
+    photo = sorted((scenes / 'coco/test2017').glob('*'))[0]
+    Image.open(photo).resize((257, 131)).save(tmp_path / 'photo.jpg')
+    shutil.copy(exported[2], tmp_path / 'model.onnx')
+    monkeypatch.chdir(tmp_path)
+    seen = {}
+    exec(code, seen)
+    expected = Model('model.onnx')(np.array(Image.open('photo.jpg').convert('RGB')))
+    count = 5  # Pillow's resizing is not OpenCV's, so that the least ones differ
+    assert np.abs(seen['scores'][0, :count] - expected.scores[:count]).max() < 0.05
+    first = expected.boxes[expected.scores.argmax()]
+    assert np.abs(seen['boxes'][0, :count] - first).max(1).min() < 10
 
 
 def _instances(coco, image):

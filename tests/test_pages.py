@@ -33,7 +33,9 @@ ELSEWHERE = {  # part of a block -> where it runs, or why it does not
     'mmdet.__path__': 'tests/test_doors.py trains by that script',
     '--cfg-options optim_wrapper.type': 'tests/test_doors.py gives this option',
     'convnext-dense benchmark': 'minutes; tests/test_benchmark.py runs it on small models',
-    'Model(': 'tests/test_tutorial.py runs it on the file that it has exported',
+    'import Model': 'tests/test_tutorial.py runs it on the file that it has exported',
+    'InferenceSession(': 'tests/test_export_detectors.py runs it on a file',
+    'cp -r "$(python': 'tests/test_tutorial.py copies the runner so',
     'rglob': 'tests/test_own_data.py runs it on real label maps',
     'may_differ': 'tests/test_checkpoint_hook.py starts from another detector so',
     'convnext-dense doctor': 'tests/test_doctor.py',
@@ -62,7 +64,7 @@ COMMANDS = [
 ]
 CONFIGS = [(page, name) for page, language, name, _ in HERE if language == 'python' and name]
 # What a command says in an empty folder, where neither a config nor data are.
-LACKS = re.compile(r'no (config|recipe|image|weights) \S|not there|: no \w+ at ')
+LACKS = re.compile(r'no (config|recipe|image|weights)\b|not there|: no \w+ at ')
 
 
 def test_what_does_not_run_here_is_still_in_a_page():

@@ -107,7 +107,7 @@ def test_swap_commands_write_what_the_readme_shows(tmp_path, output_of):
     first, second = commands('swap')
     printed = output_of(*first)
     page = (ROOT / 'docs/swap.md').read_text()  # runs the same command
-    (code,) = re.findall(r'```bash\nconvnext-dense (.*?)```', page, re.DOTALL)
+    (code,) = re.findall(r'```bash\nconvnext-dense (swap .*?)```', page, re.DOTALL)
     assert shlex.split(code.replace('\\\n', '')) == first
     shown_lines = set(re.search(r'```text\n(.*?)```', page, re.DOTALL)[1].splitlines()) - {'…'}
     assert 'wrote retinanet_convnext-t.py' in shown_lines <= set(printed.splitlines())

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from conftest import ROOT, randomise
 from convnext_dense import PRESETS, ConfigError, ConvNeXt, WeightsError, load_weights
 from convnext_dense.commands.convert import main as convert_weights
-from convnext_dense.weights import convert, downloading, presets, save
+from convnext_dense.weights import convert, downloading, loading, presets, save
 from convnext_dense.weights.loading import match
 from convnext_dense.weights.reading import read
 
@@ -90,6 +90,23 @@ def test_report_accounts_for_every_tensor():
     assert set(report.loaded) | set(report.left_as_initialised) == set(net.state_dict())
     left = {name.split('.')[0] for name in report.left_as_initialised}
     assert left == {'norm0', 'norm1', 'norm2', 'norm3'}
+
+
+def test_weights_that_were_never_trained_are_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(loading, 'print_log', lambda text, **_: told.append(text))
+    trunk, state = official_classifier()  # random
+    load_weights(ConvNeXt('atto'), state)
+    assert len(told) == 1
+    load_weights(ConvNeXt('atto'), ConvNeXt('atto').state_dict())
+    assert 'biases of its depthwise convolutions are 0' in told[-1]
+
+
+def test_another_architecture_is_told_with_the_widths_of_its_maps():
+    with pytest.raises(WeightsError, match=r'set arch .*, for maps of \[80, 160, 320, 640\]'):
+        load_weights(ConvNeXt('atto'), ConvNeXt('nano').state_dict())
+    with pytest.raises(WeightsError, match='set arch, or take other weights'):
+        load_weights(ConvNeXt('tiny'), ConvNeXt('small').state_dict())
 
 
 @pytest.mark.parametrize('prefix', ['backbone.', 'module.backbone.'])
@@ -705,7 +722,8 @@ def test_convert_weights_command(tmp_path, capsys):
     torch.save(dict(state_dict=whole_model(ConvNeXt('v2_atto').state_dict())), source)
     convert_weights([str(source), str(target), '--to', 'timm'])
     printed = capsys.readouterr().out
-    assert "official, ConvNeXt 'v2_atto': 144 tensors of the backbone, 2 of neck" in printed
+    maps = "official, ConvNeXt 'v2_atto', whose maps have 40, 80, 160, 320 channels"
+    assert f'{maps}: 144 tensors of the backbone, 2 of neck' in printed
     assert 'backbone.stages.0.blocks.0.conv_dw.weight' in convert(target, 'timm').tensors
     convert_weights([str(target)])
     printed = capsys.readouterr().out

@@ -2,7 +2,7 @@
 
     # list the presets
     convnext-dense convert --list
-    # print the layout and the tensors of a file
+    # what a file is: its layout, architecture and tensors, under our names
     convnext-dense convert cascade_mask_rcnn_convnext_tiny_1k_3x.pth
     # convert a detector for our configs
     convnext-dense convert mask_rcnn_convnext-t_p4_w7_from_mmdet.pth detector.pth

@@ -30,6 +30,7 @@ from .problems import Problem
 
 HEADERS = 200  # images of each data set whose headers are read
 SMALL = 2**25  # bytes of an annotation file that is read whole in little time
+LABEL_STEPS = 'LoadAnnotations', 'IgnoreLabels'
 COCO, LABEL_MAPS = 'COCO', 'label maps'
 # Parts of a model, and types of heads, whose classes are not those of the data.
 OTHER_PARTS, OTHER_HEADS = ('backbone', 'neck', 'rpn', 'semantic_head'), {'RPNHead', 'STDCHead'}
@@ -339,7 +340,7 @@ def check_all(cfg: Config, jobs: int, ignored: set[int]) -> list[Report]:
 
 
 def data_sets(cfg: Config) -> list[tuple[str, Any]]:
-    """The data sets of a config, built but not loaded; once those that several splits read."""
+    """The data sets of a config, built but not loaded: once for splits that read the same."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     names: dict[str, list[str]] = {}
     configs: dict[str, dict] = {}
@@ -348,7 +349,7 @@ def data_sets(cfg: Config) -> list[tuple[str, Any]]:
         if not isinstance(loader, dict):
             raise ConfigError(f'{split}_dataloader is {loader!r}, expected a dict')
         for leaf in _leaf_configs(loader.get('dataset')):
-            key = repr({name: value for name, value in sorted(leaf.items()) if name != 'pipeline'})
+            key = repr({**dict(sorted(leaf.items())), 'pipeline': _label_steps(leaf)})
             names.setdefault(key, []).append(split)
             configs.setdefault(key, leaf)
     built = []
@@ -363,6 +364,12 @@ def data_sets(cfg: Config) -> list[tuple[str, Any]]:
             ) from error
         built.append((', '.join(names[key]), dataset))
     return built
+
+
+def _label_steps(leaf: Mapping) -> list[dict]:
+    """The steps of its pipeline that decide which labels there are."""
+    steps = [dict(step) for step in leaf.get('pipeline') or []]
+    return [step for step in steps if str(step.get('type')).rpartition('.')[2] in LABEL_STEPS]
 
 
 def _leaf_configs(dataset) -> Iterator[dict]:
@@ -404,11 +411,7 @@ def _all_label_maps(leaf, title: str, jobs: int, ignored: set[int]):
     except (OSError, AssertionError) as error:
         return [], Counter(), [Problem('missing file', source_of(leaf), str(error))]
     classes, follows = classes_of(leaf), turns(leaf)
-    steps = [
-        step
-        for step in leaf.pipeline.transforms
-        if type(step).__name__ in ('LoadAnnotations', 'IgnoreLabels')
-    ]
+    steps = [step for step in leaf.pipeline.transforms if type(step).__name__ in LABEL_STEPS]
 
     def look(i):
         path, label_path = infos[i]['img_path'], infos[i].get('seg_map_path')

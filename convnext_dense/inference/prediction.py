@@ -78,15 +78,15 @@ class Predictions(predictions.Predictions):
 
     Args:
         predictor: of ``inferencer``.
-        score: least score of the boxes and masks that are drawn. All are written.
+        score: as in the base class.
     """
 
     endings = IMAGES + VIDEOS
 
     def __init__(self, predictor, out: Path, score: float):
         meta = predictor.model.dataset_meta
-        super().__init__(out, meta['classes'], meta['palette'])
-        self.predictor, self.score = predictor, score
+        super().__init__(out, meta['classes'], meta['palette'], score)
+        self.predictor = predictor
 
     def run(self, source: Path) -> int:
         """Predict for an image, a video, or all of them in a folder and below it.

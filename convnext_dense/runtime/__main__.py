@@ -21,14 +21,11 @@ from .predictions import IMAGES, Predictions
 
 
 class ModelPredictions(Predictions):
-    """Args:
-    model: predicts.
-    score: least score of the detections that are drawn. All are written.
-    """
+    """With a model in a file."""
 
     def __init__(self, model: Model, out: Path, score: float):
-        super().__init__(out, model.meta['classes'], model.meta['palette'])
-        self.model, self.score = model, score
+        super().__init__(out, model.meta['classes'], model.meta['palette'], score)
+        self.model = model
 
     def see(self, image: np.ndarray, key: str, name: str) -> np.ndarray:
         seen = self.model(image)

@@ -23,12 +23,13 @@ class Predictions:
 
     Args:
         classes, colours: of the model.
+        score: least score of the detections that are drawn. All are written.
     """
 
     endings: tuple[str, ...] = IMAGES
 
-    def __init__(self, out: Path, classes: Sequence[str], colours: Colours):
-        self.out, self.classes, self.colours = out, classes, colours
+    def __init__(self, out: Path, classes: Sequence[str], colours: Colours, score: float):
+        self.out, self.classes, self.colours, self.score = out, classes, colours, score
         self.done = self.others = 0  # files that were predicted for; that are no pictures
         self.failed: dict[str, str] = {}  # file -> why
         self.notes: dict[str, str] = {}  # file -> what was odd about it
@@ -101,6 +102,9 @@ class Predictions:
         place = f'see {self.out}' if self.done else 'nothing was written'
         if self.images and not self.annotations:
             print(f'No object was predicted: {reason}')
+        elif self.annotations:
+            drawn = sum(annotation['score'] >= self.score for annotation in self.annotations)
+            print(f'{drawn} of {len(self.annotations)} detections reach --score {self.score:g}')
         print(f'{self.done} done, {len(self.failed)} skipped{others}; {place}')
 
     def keep_instances(self, image: np.ndarray, found: Instances, name: str) -> None:

@@ -71,13 +71,16 @@ def drop_layer_decay(edits: Edits) -> None:
 
 
 def _rates(cfg) -> str:
-    """The rate for the batch sizes that the config makes on one GPU and on eight."""
+    """The rate for the batch sizes that the config makes on one GPU and on eight.
+
+    AdamW's goes about with the square root of the batch size.
+    """
     batch = (cfg.get('train_dataloader') or {}).get('batch_size')
-    text = f'the rate is for {IMAGES} images a step'
+    text = f'the rate is for {IMAGES} images a step, and you change it for other numbers'
     if not isinstance(batch, int):
-        return f'{text}: scale it with their number'
-    rates = [f'{RATE * batch * gpus / IMAGES:.3g} for {batch * gpus}' for gpus in (1, 8)]
-    return f'{text}; with {batch} images on a GPU, {rates[0]} (one GPU), {rates[1]} (eight)'
+        return f'{text}: with the square root of it'
+    rates = [f'{RATE * (batch * gpus / IMAGES) ** 0.5:.2g}' for gpus in (1, 8)]
+    return f'{text}; with {batch} on a GPU to about {rates[0]} (one GPU) or {rates[1]} (eight)'
 
 
 def _follow_depths(edits: Edits, optim: dict, arch: str) -> None:

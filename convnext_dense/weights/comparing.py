@@ -80,7 +80,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     if names:
         raise WeightsError(
             f'{where}: {len(names)} of {len(tensors)} tensors hold NaN or infinity '
-            f'({first_few(names)}), as of a training that diverged'
+            f'({first_few(names)}), as of a training that diverged, or of damage: take an earlier '
+            'checkpoint, or fetch the file again'
         )
 
 
@@ -158,10 +159,7 @@ def check_names(
     heads = [
         item
         for item in differences
-        if heads_may_differ
-        and item.kind == RESHAPED
-        and item.given_shape[1:] == item.expected_shape[1:]
-        and not _is_in(item.name, backbones)
+        if heads_may_differ and _differs_in_outputs(item) and not _is_in(item.name, backbones)
     ]
     wrong = [item for item in differences if item not in heads]
     if not wrong:
@@ -174,13 +172,23 @@ def check_names(
             '\nTo fine-tune from all that fits, name the parts that differ: '
             f'default_hooks = dict(checkpoint=dict(may_differ={parts}))'
         )
-    raise WeightsError(
-        f'the checkpoint is not of this model:\n{listing(wrong)}\n'
+    reason = (
         'Load the weights of a backbone alone through model.backbone.init_cfg; a whole model '
-        'needs the same architecture and heads; only to fine-tune may the number of classes '
-        "differ. Models of the zoos, whose backbone is mmpretrain's, are renamed by "
-        f'convnext-dense convert.{advice}'
+        'needs the same architecture and heads; only to fine-tune, through load_from, may the '
+        "number of classes differ. Models of the zoos, whose backbone is mmpretrain's, are renamed "
+        'by convnext-dense convert.'
     )
+    if all(_differs_in_outputs(item) and not _is_in(item.name, backbones) for item in wrong):
+        reason = (
+            'These layers differ in their number of outputs alone, as of another number of '
+            'classes: test and resume with the config that it was trained with, or fine-tune it '
+            'through load_from.'
+        )
+    raise WeightsError(f'the checkpoint is not of this model:\n{listing(wrong)}\n{reason}{advice}')
+
+
+def _differs_in_outputs(item: Difference) -> bool:
+    return item.kind == RESHAPED and item.given_shape[1:] == item.expected_shape[1:]
 
 
 def _check_part(part: str, names: Iterable[str], backbones: Iterable[str]) -> None:

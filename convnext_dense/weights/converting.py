@@ -40,7 +40,8 @@ class Conversion(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f'{self.layout}, ConvNeXt {describe(self.architecture)}: '
+            f'{self.layout}, ConvNeXt {describe(self.architecture)}, whose maps have '
+            f'{", ".join(map(str, self.architecture.dims))} channels: '
             f'{len(self.tensors) - len(self.kept)} tensors of the backbone, {len(self.kept)} of '
             f'neck and heads as they are; dropped: {loading.count_reasons(self.dropped)}'
         )

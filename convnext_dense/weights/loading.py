@@ -1,6 +1,7 @@
 """Weights into a ConvNeXt: every tensor of the network and of the source is accounted for."""
 
 import difflib
+import logging
 import os
 import re
 from collections import Counter
@@ -125,6 +126,13 @@ def load_weights(
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
     print_log(f'ConvNeXt weights from {where}: {report}', logger='current')
+    if not any(tensor.any() for name, tensor in tensors.items() if name.endswith('dwconv.bias')):
+        print_log(
+            f'{where}: all biases of its depthwise convolutions are 0, as in a network that was '
+            'never trained',
+            logger='current',
+            level=logging.WARNING,
+        )
     return report
 
 
@@ -284,7 +292,10 @@ def _same(a: Architecture, b: Architecture) -> bool:
 
 
 def _other_architecture(source: Architecture, network: Architecture) -> str:
+    widths = ''
+    if source.dims != network.dims:
+        widths = f' (and in_channels of the neck or the heads, for maps of {list(source.dims)})'
     return (
         f'The source is a ConvNeXt {describe(source)}, this network is {describe(network)}: '
-        'set arch, or take other weights.'
+        f'set arch{widths}, or take other weights.'
     )

@@ -7,6 +7,7 @@ every other class or function that the file names becomes an inert ``Placeholder
 patch files.
 """
 
+import os
 import pickle
 import struct
 import zipfile
@@ -234,7 +235,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
     except Exception as error:  # whatever the instructions of a damaged file may raise
         line = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise WeightsError(
-            f'{path} is damaged or cut short ({line}). If it was fetched, fetch it again; if it '
+            f'{path} is damaged or cut short ({line}): it has {os.path.getsize(path):,} bytes. '
+            'Copy or fetch it again and compare the sizes, or take an earlier checkpoint. If it '
             'was not written by torch.save or safetensors, write it with one of them'
         ) from None
 

@@ -30,7 +30,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_evaluator = None
-iterations = 1400
+iterations = 400
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=iterations)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
