@@ -16,7 +16,7 @@ from PIL import Image
 
 from conftest import DEMO, ROOT, demo_options
 from convnext_dense import DataError
-from convnext_dense.data import coco
+from convnext_dense.data import checking, coco
 from convnext_dense.data.checked_pipeline import CheckedPipeline
 from convnext_dense.data.checking import evaluator_problems
 from convnext_dense.data.images import label_problems
@@ -387,6 +387,16 @@ def test_sound_data_are_silent(scenes, tmp_path, capsys):
         assert '->' not in printed and 'train' in printed
         lines = Path(tmp_path, task, 'problems.csv').read_text().splitlines()
         assert len(lines) == 1
+
+
+def test_every_pixel_is_counted_once(scenes, tmp_path):
+    """In this process and in workers, whose answers torch's own collate function would change."""
+    cfg = load_config(DEMO['ade'], (), str(tmp_path), str(scenes / 'ade'), {})
+    paths = list((scenes / 'ade/annotations/training').iterdir())
+    labels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    for jobs in (0, 2):
+        report = next(r for r in checking.check_all(cfg, jobs, {255}) if r.split == 'train')
+        assert sum(report.classes.values()) == (labels > 0).sum()  # 0 means unknown in ADE20K
 
 
 def test_workers_that_were_started_again_read_on(scenes, tmp_path):

@@ -18,7 +18,8 @@ REFUSED = {
     'number of classes': "set num_classes of these heads to the number of the data's classes, or "
     'the classes (metainfo) to those that the heads were made for',
     'other images': 'let the evaluator (ann_file) and the data set read the same annotation file',
-    'missing file': 'put the file there, or take its entry out of the list',
+    'missing file': 'put it there, or take its entry out of the list; data_root starts at the '
+    'current folder',
     'no images': 'name a file or folder that has some; of images without objects none is left for '
     'training, unless filter_empty_gt=False',
     'unreadable file': 'replace the file, or take its entry out of the list',
