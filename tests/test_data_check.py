@@ -326,6 +326,37 @@ def test_heads_for_another_number_of_classes_are_refused(data, tmp_path, exits):
     assert 'decode_head (UPerHead): it predicts 19 classes, the data have 7' in printed
 
 
+WIDTHS = {
+    'a neck': ('coco', 'model.neck.in_channels', [96, 192, 384, 768], 'neck (FPN): in_channels is'),
+    'a head': (
+        'ade',
+        'model.decode_head.in_channels',
+        [96, 192, 384, 768],
+        'decode_head (UPerHead',
+    ),
+    'a map': ('ade', 'model.auxiliary_head.in_channels', 80, 'is 80, its maps have 160'),
+}
+
+
+@pytest.mark.parametrize('name', WIDTHS)
+def test_parts_for_maps_of_other_widths_are_refused(name, data, tmp_path, exits):
+    """By training and by check, before the model runs."""
+    task, key, widths, message = WIDTHS[name]
+    output = exits('train', *train_arguments(task, data, tmp_path, {key: widths}))
+    assert 'other widths: 1' in output and message in output and 'not foreseen' not in output
+    output = exits(
+        'check',
+        DEMO[task],
+        '--data-root',
+        data / task,
+        '--out',
+        tmp_path / 'report',
+        '--cfg-options',
+        f'{key}={widths}'.replace(' ', ''),
+    )
+    assert message in output
+
+
 def train_arguments(task, data, work_dir, options):
     return [DEMO[task], '--work-dir', work_dir, *demo_options(task, data, **options)]
 

@@ -35,6 +35,7 @@ ELSEWHERE = {  # part of a block -> where it runs, or why it does not
     'convnext-dense benchmark': 'minutes; tests/test_benchmark.py runs it on small models',
     'import Model': 'tests/test_tutorial.py runs it on the file that it has exported',
     'InferenceSession(': 'tests/test_export_detectors.py runs it on a file',
+    'COCOeval(': 'tests/test_export_detectors.py scores with it',
     'cp -r "$(python': 'tests/test_tutorial.py copies the runner so',
     'rglob': 'tests/test_own_data.py runs it on real label maps',
     'may_differ': 'tests/test_checkpoint_hook.py starts from another detector so',

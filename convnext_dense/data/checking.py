@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ HEADERS = 200  # images of each data set whose headers are read
 SMALL = 2**25  # bytes of an annotation file that is read whole in little time
 LABEL_STEPS = 'LoadAnnotations', 'IgnoreLabels'
 COCO, LABEL_MAPS = 'COCO', 'label maps'
+NECKS = 'FPN', 'PAFPN'  # that are told the widths of all maps of a backbone
 # Parts of a model, and types of heads, whose classes are not those of the data.
 OTHER_PARTS, OTHER_HEADS = ('backbone', 'neck', 'rpn', 'semantic_head'), {'RPNHead', 'STDCHead'}
 
@@ -115,6 +116,8 @@ def quick_problems(
                 problems += _evaluated_images(cfg, split, leaf)
             if model is not None:
                 problems += head_problems(model, leaf)
+    if model is not None:
+        problems += width_problems(model)
     problems += _differences(splits)
     every = [leaf for dataset in splits.values() for leaf in leaves(dataset)]
     orders = list(_different_orders(every))
@@ -230,6 +233,34 @@ def head_problems(model: nn.Module, leaf) -> Iterator[Problem]:
             yield Problem(
                 'number of classes', f'{name or "model"} ({type(module).__name__})', detail
             )
+
+
+def width_problems(model: Any) -> Iterator[Problem]:
+    """A neck, or heads without a neck, for other widths than those of a backbone of ours."""
+    backbone: Any = getattr(model, 'backbone', None)
+    if not type(backbone).__module__.startswith('convnext_dense.'):
+        return
+    for name, part in model.named_modules():
+        if getattr(model, 'neck', None) is not None:
+            is_read = name == 'neck' and type(part).__name__ in NECKS
+            given: Any = list(backbone.out_channels)
+        else:
+            is_read = hasattr(part, 'in_index') and hasattr(part, 'input_transform')
+            given = is_read and _read_widths(part, backbone.out_channels)
+        expected = getattr(part, 'in_channels', None)
+        expected = list(expected) if isinstance(expected, (list, tuple)) else expected
+        if is_read and expected != given:
+            detail = f'in_channels is {expected}, its maps have {given}'
+            yield Problem('other widths', f'{name} ({type(part).__name__})', detail)
+
+
+def _read_widths(head: Any, widths: Sequence[int]) -> Any:
+    """As mmseg's heads keep in_channels: one width, a list, or the sum where they concatenate."""
+    index = head.in_index
+    if isinstance(index, int):
+        return widths[index]
+    selected = [widths[i] for i in index]
+    return sum(selected) if head.input_transform == 'resize_concat' else selected
 
 
 def _few(names: tuple[str, ...]) -> str:

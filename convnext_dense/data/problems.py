@@ -17,6 +17,8 @@ REFUSED = {
     'fits both',
     'number of classes': "set num_classes of these heads to the number of the data's classes, or "
     'the classes (metainfo) to those that the heads were made for',
+    'other widths': 'set in_channels of these parts to the widths of the maps that they read '
+    '(an auxiliary head reads one of them); convnext-dense swap does so for a whole config',
     'other images': 'let the evaluator (ann_file) and the data set read the same annotation file',
     'missing file': 'put it there, or take its entry out of the list; data_root starts at the '
     'current folder',

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 
 from ..data import pictures
-from ..data.checking import Report, classes_of, data_sets, head_problems
+from ..data.checking import Report, classes_of, data_sets, head_problems, width_problems
 from ..data.problems import COUNTED, REFUSED, Problem
 from ..errors import ConfigError
 from ..inference.building import build
@@ -25,7 +25,7 @@ HEADER = 'split', 'reads', 'checked as', 'images', 'classes', 'refused', 'told'
 
 
 def head_report(cfg: Config) -> list[Report]:
-    """The heads of the config's model beside the classes of its data sets.
+    """The heads of the config's model beside the classes of its data sets, and beside its maps.
 
     Raises:
         ConfigError: the model cannot be built.
@@ -42,7 +42,8 @@ def head_report(cfg: Config) -> list[Report]:
         if classes_of(leaf)
         for problem in head_problems(model, leaf)
     )
-    return [Report('all', 'the model', 'its heads', 0, Counter(), list(problems))]
+    wrong = [*problems, *width_problems(model)]
+    return [Report('all', 'the model', 'classes and widths', 0, Counter(), wrong)]
 
 
 def summary(reports: Sequence[Report]) -> Table:

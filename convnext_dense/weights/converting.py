@@ -73,6 +73,7 @@ def convert(
     tensors, where, classes = loading.read(source)
     ours = layouts.to_ours(tensors, where)
     architecture = _check(ours, where)
+    loading.tell_untrained(ours.tensors, where)
     backbone, without_place = layouts.to_theirs(ours.tensors, target)
     lost = [name for name in without_place if not _is_classifier(name)]
     if lost:

@@ -126,13 +126,7 @@ def load_weights(
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
     print_log(f'ConvNeXt weights from {where}: {report}', logger='current')
-    if not any(tensor.any() for name, tensor in tensors.items() if name.endswith('dwconv.bias')):
-        print_log(
-            f'{where}: all biases of its depthwise convolutions are 0, as in a network that was '
-            'never trained',
-            logger='current',
-            level=logging.WARNING,
-        )
+    tell_untrained(tensors, where)
     return report
 
 
@@ -229,6 +223,18 @@ def read(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     return tensors, where, classes
 
 
+def tell_untrained(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Warn of tensors, under our names, that are as a network is initialised."""
+    biases = [tensor for name, tensor in tensors.items() if name.endswith('dwconv.bias')]
+    if biases and not any(bias.any() for bias in biases):
+        print_log(
+            f'{where}: all biases of its depthwise convolutions are 0, as in a network that was '
+            'never trained: ask for another file, or train from these as from random weights',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
 def count_reasons(dropped: Mapping[str, str]) -> str:
     """Each reason for which tensors were dropped and how often, for a message."""
     counts = Counter(dropped.values())
@@ -283,7 +289,10 @@ def _likely_cause(
             'The source has norms for some of the maps that this network emits, not for all: give '
             'the out_indices of its network, or delete its norm0 ... norm3 to start them afresh.'
         )
-    return 'Was it changed, or is it from a modified ConvNeXt?'
+    return (
+        'Was it changed, or is it from a modified ConvNeXt? Nothing is loaded in part: give '
+        'tensors their names back, or take the original file.'
+    )
 
 
 def _same(a: Architecture, b: Architecture) -> bool:
