@@ -335,6 +335,7 @@ WIDTHS = {
         'decode_head (UPerHead',
     ),
     'a map': ('ade', 'model.auxiliary_head.in_channels', 80, 'is 80, its maps have 160'),
+    'no such map': ('ade', 'model.auxiliary_head.in_index', 4, 'is 160, its maps have None'),
 }
 
 

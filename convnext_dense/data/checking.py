@@ -256,10 +256,11 @@ def width_problems(model: Any) -> Iterator[Problem]:
 
 def _read_widths(head: Any, widths: Sequence[int]) -> Any:
     """As mmseg's heads keep in_channels: one width, a list, or the sum where they concatenate."""
-    index = head.in_index
-    if isinstance(index, int):
-        return widths[index]
-    selected = [widths[i] for i in index]
+    is_one = isinstance(head.in_index, int)
+    indices = [head.in_index] if is_one else head.in_index
+    selected = [widths[i] for i in indices if i < len(widths)]
+    if is_one:
+        return selected[0] if selected else None
     return sum(selected) if head.input_transform == 'resize_concat' else selected
 
 
@@ -399,8 +400,8 @@ def data_sets(cfg: Config) -> list[tuple[str, Any]]:
 
 def _label_steps(leaf: Mapping) -> list[dict]:
     """The steps of its pipeline that decide which labels there are."""
-    steps = [dict(step) for step in leaf.get('pipeline') or []]
-    return [step for step in steps if str(step.get('type')).rpartition('.')[2] in LABEL_STEPS]
+    steps = [step for step in leaf.get('pipeline') or [] if isinstance(step, dict)]
+    return [dict(step) for step in steps if str(step.get('type')).rpartition('.')[2] in LABEL_STEPS]
 
 
 def _leaf_configs(dataset) -> Iterator[dict]:
