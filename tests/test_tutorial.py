@@ -65,7 +65,7 @@ def test_the_tutorial(real_data, tmp_path, monkeypatch):
     assert all((tmp_path / 'docs' / name).stat().st_size > 5000 for name in PICTURES)
     assert (tmp_path / 'seen/overlays/Seq05VD_f02760.png').exists() and seen
 
-    (in_python,) = re.findall(r'```python\n(.*?)```', EXPORT, re.DOTALL)
+    (in_python,) = re.findall(r'```python\n(from convnext_dense.*?)```', EXPORT, re.DOTALL)
     image = np.asarray(Image.open(tmp_path / 'street/images/test/Seq05VD_f02760.jpg'))
     namespace = dict(image=image)
     monkeypatch.chdir(tmp_path)
