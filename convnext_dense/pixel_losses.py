@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .resized_convolution import interpolation_matrix
+
 CPU_ROWS_BYTES = 2**23  # of the logits of some rows; elsewhere all rows are done at once
 
 
@@ -97,13 +99,10 @@ class _Strip(NamedTuple):
 
 def _strips(logits: Tensor, labels: Tensor, align_corners: bool) -> Iterator[_Strip]:
     (_, channels, h, _), (images, height, width) = logits.shape, labels.shape
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    # (height, h), from torch's own interpolation
-    eye = torch.eye(h, dtype=dtype)[None]
-    matrix = F.interpolate(eye, size=height, mode='linear', align_corners=align_corners)[0].t()
+    matrix = interpolation_matrix(h, height, align_corners, logits.dtype)
     step = height
     if logits.device.type == 'cpu':
-        step = max(1, CPU_ROWS_BYTES // (channels * width * dtype.itemsize))
+        step = max(1, CPU_ROWS_BYTES // (channels * width * matrix.itemsize))
     parts = []
     for part in matrix.split(step):
         used = part.any(0).nonzero().flatten().tolist()

@@ -224,14 +224,24 @@ class _Small:
         return strip.view(len(x) * (stop - start), -1, self.channels)
 
 
+def interpolation_matrix(
+    length: int,
+    size: int,
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device | str = 'cpu',
+) -> Tensor:
+    """(size, length), in fp32 at least: what torch's linear interpolation multiplies by."""
+    eye = torch.eye(length, dtype=torch.promote_types(dtype, torch.float32), device=device)
+    return F.interpolate(eye[None], size=size, mode='linear', align_corners=align_corners)[0].t()
+
+
 def _shifted(length: int, size: int, kernel: int, align_corners: bool, like: Tensor) -> Tensor:
     """Row p of the t-th matrix has the weights of place p + t - k // 2, and is zero outside.
 
     (k, size, length), from torch's own interpolation.
     """
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    eye = torch.eye(length, dtype=dtype, device=like.device)
-    matrix = F.interpolate(eye[None], size=size, mode='linear', align_corners=align_corners)[0].t()
+    matrix = interpolation_matrix(length, size, align_corners, like.dtype, like.device)
     halo = kernel // 2
     padded = F.pad(matrix, (0, 0, halo, halo))
     return torch.stack([padded[tap : tap + size] for tap in range(kernel)])

@@ -240,16 +240,19 @@ def width_problems(model: Any) -> Iterator[Problem]:
     backbone: Any = getattr(model, 'backbone', None)
     if not type(backbone).__module__.startswith('convnext_dense.'):
         return
-    for name, part in model.named_modules():
-        if getattr(model, 'neck', None) is not None:
-            is_read = name == 'neck' and type(part).__name__ in NECKS
-            given: Any = list(backbone.out_channels)
-        else:
-            is_read = hasattr(part, 'in_index') and hasattr(part, 'input_transform')
-            given = is_read and _read_widths(part, backbone.out_channels)
-        expected = getattr(part, 'in_channels', None)
+    widths, neck = backbone.out_channels, getattr(model, 'neck', None)
+    if neck is not None:
+        readers = [('neck', neck, list(widths))] if type(neck).__name__ in NECKS else []
+    else:
+        readers = [
+            (name, part, _read_widths(part, widths))
+            for name, part in model.named_modules()
+            if hasattr(part, 'in_index') and hasattr(part, 'input_transform')
+        ]
+    for name, part, given in readers:
+        expected = part.in_channels
         expected = list(expected) if isinstance(expected, (list, tuple)) else expected
-        if is_read and expected != given:
+        if expected != given:
             detail = f'in_channels is {expected}, its maps have {given}'
             yield Problem('other widths', f'{name} ({type(part).__name__})', detail)
 

@@ -156,11 +156,14 @@ def check_names(
     differing = {item.name for item in differences}
     differences = [item for item in differences if not _is_in(item.name, may_differ)]
     # A layer that predicts classes differs in its number of outputs alone.
-    heads = [
+    outputs = [
         item
         for item in differences
-        if heads_may_differ and _differs_in_outputs(item) and not _is_in(item.name, backbones)
+        if item.kind == RESHAPED
+        and item.given_shape[1:] == item.expected_shape[1:]
+        and not _is_in(item.name, backbones)
     ]
+    heads = outputs if heads_may_differ else []
     wrong = [item for item in differences if item not in heads]
     if not wrong:
         return warnings + [f'not loaded, other shape: {item}' for item in heads]
@@ -178,17 +181,13 @@ def check_names(
         "number of classes differ. Models of the zoos, whose backbone is mmpretrain's, are renamed "
         'by convnext-dense convert.'
     )
-    if all(_differs_in_outputs(item) and not _is_in(item.name, backbones) for item in wrong):
+    if all(item in outputs for item in wrong):
         reason = (
             'These layers differ in their number of outputs alone, as of another number of '
             'classes: test and resume with the config that it was trained with, or fine-tune it '
             'through load_from.'
         )
     raise WeightsError(f'the checkpoint is not of this model:\n{listing(wrong)}\n{reason}{advice}')
-
-
-def _differs_in_outputs(item: Difference) -> bool:
-    return item.kind == RESHAPED and item.given_shape[1:] == item.expected_shape[1:]
 
 
 def _check_part(part: str, names: Iterable[str], backbones: Iterable[str]) -> None:
