@@ -335,7 +335,7 @@ def test_the_graph_predicts_what_mmseg_does(name, scenes, tmp_path, pictures):
     load(model, checkpoint)
     graph = graph_of(model, 'labels').eval()
     images = [read(pictures / f'{key}.png')[0] for key in 'ab']
-    samples = Verifier(model, 'labels', images).expected((90, 131))
+    samples = Verifier(model, graph, images).expected((90, 131))
     expected = [sample.pred_sem_seg.data[0].numpy() for sample in samples]
     batch = torch.from_numpy(np.stack([resize(image, 90, 131) for image in images]))
     with torch.no_grad():
@@ -366,7 +366,7 @@ def test_what_openvino_cannot_run_is_a_note(exported, scenes, tmp_path):
     cut.write_bytes(exported.path.read_bytes()[:1000])
     paths = sorted((scenes / 'ade/images/test').glob('*'))
     other = randomise(build(Config.fromfile(exported.config).model, 'cpu'))
-    verifier = Verifier(other, 'labels', [read(path)[0] for path in paths])
+    verifier = Verifier(other, graph_of(other, 'labels'), [read(path)[0] for path in paths])
     for path, says in ((cut, 'OpenVINO cannot read the file'), (exported.path, 'it is wrong at')):
         verify = partial(verifier.verify, path, [(96, 96)], True)
         rows, (note,) = writing._elsewhere(verify, EXACT)

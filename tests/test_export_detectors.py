@@ -17,32 +17,38 @@ from convnext_dense import ConfigError, swap_backbone
 from convnext_dense.commands.export import main
 from convnext_dense.config_names import read_config
 from convnext_dense.export.families import graph_of
-from convnext_dense.export.verifying import EXACT, Verifier, match
+from convnext_dense.export.verifying import EXACT, Verifier
 from convnext_dense.inference.building import build
-from convnext_dense.inference.prediction import instances
 from convnext_dense.runtime.__main__ import main as run
 from convnext_dense.runtime.instances import Instances
 from convnext_dense.runtime.model import Model
-from convnext_dense.runtime.resizing import resize
 
 for name in ('onnx', 'onnxscript', 'onnxruntime'):
     pytest.importorskip(name, reason='needs ONNX export')
 
 ARCH = dict(depths=(1, 1, 1, 1), dims=(16, 32, 48, 64))
 DINO = 'dino-4scale_convnext-t-in22k_8xb2-12e_coco'
+MASKS = 'mask2former_convnext-t-in1k_8xb2-lsj-50e_coco'
 FAMILIES = (
     *('retinanet_r50_fpn_1x_coco', 'fcos_r50-caffe_fpn_gn-head_1x_coco', 'atss_r50_fpn_1x_coco'),
     *('faster-rcnn_r50_fpn_1x_coco', 'mask-rcnn_r50_fpn_1x_coco'),
     *('cascade-mask-rcnn_r50_fpn_1x_coco', DINO),
     *('deformable-detr_r50_16xb2-50e_coco', 'deformable-detr-refine-twostage_r50_16xb2-50e_coco'),
+    MASKS,
 )
 
 
 def small(name):
     """The config of a detector of mmdet on a tiny ConvNeXt, with few channels."""
-    cfg = read_config(name) if name == DINO else swap_backbone(name, 'atto')
+    cfg = read_config(name) if name in (DINO, MASKS) else swap_backbone(name, 'atto')
     model = cfg.model
     model.backbone.arch = ARCH
+    if name == MASKS:
+        head = model.panoptic_head
+        head.update(in_channels=[16, 32, 48, 64], num_queries=20)
+        head.pixel_decoder.encoder.num_layers, head.transformer_decoder.num_layers = 1, 3
+        model.test_cfg.max_per_image = 60
+        return cfg
     first = model.backbone.get('out_indices', (0, 1, 2, 3))[0]
     model.neck.in_channels = [16, 32, 48, 64][first:]
     if 'roi_head' in model:
@@ -99,21 +105,15 @@ def test_the_graph_predicts_what_mmdet_does(name, pictures):
     model = seeded(small(name))
     graph = graph_of(model, 'labels').eval()
     size = (133, 187)
-    verifier = Verifier(model, 'boxes', pictures)
-    expected = [instances(sample) for sample in verifier.expected(size)]
-    found = len(expected[0].scores) + len(expected[1].scores)
-    assert found >= 20
-    images = torch.from_numpy(np.stack([resize(picture, *size) for picture in pictures]))
+    verifier = Verifier(model, graph, pictures)
+    samples = verifier.expected(size)
+    inputs = verifier.inputs(pictures, size)
     with torch.no_grad():
-        outputs = [output.numpy() for output in graph(images)]
+        outputs = graph(**{key: torch.from_numpy(value) for key, value in inputs.items()})
     assert len(outputs) == 3 + ('mask' in name)
-    missing = 0
-    for i, reference in enumerate(expected):
-        parts = [output[i][outputs[1][i] >= 0] for output in outputs]
-        assert abs(len(parts[1]) - len(reference.scores)) <= 1
-        missing += len(match(reference, Instances(*parts), 0.5, max(size), EXACT)[0])
-    assert missing <= 0.02 * found  # ties for the last places
-    assert len(set(np.concatenate([reference.labels for reference in expected]))) >= 3
+    compared, equal, _ = verifier.same_instances(samples, zip(*(x.numpy() for x in outputs)), EXACT)
+    assert equal >= 0.999 * compared and compared >= 20
+    assert len(torch.cat([sample.pred_instances.labels for sample in samples]).unique()) >= 3
 
 
 # ---- the file ----
@@ -261,7 +261,8 @@ REFUSED = {
     'sabl-faster-rcnn_r50_fpn_1x_coco': 'SABLHead',
     'htc_r50_fpn_1x_coco': 'HybridTaskCascadeRoIHead.predict',
     'detr_r50_8xb2-150e_coco': 'DETR cannot be exported',
-    'mask2former_r50_8xb2-lsj-50e_coco': 'MaskFormer.predict (mmdet.models.detectors.maskformer)',
+    'mask2former_r50_8xb2-lsj-50e_coco-panoptic': 'MaskFormerFusionHead.panoptic_postprocess',
+    'maskformer_r50_ms-16xb1-75e_coco': 'MaskFormerHead.forward',
     'solo_r50_fpn_1x_coco': 'SingleStageInstanceSegmentor.predict',
 }
 

@@ -78,22 +78,24 @@ def export_census(only: str, folder: Path) -> list[Row]:
 
 
 class Trial:
-    """The first config of a family whose backbone can be exchanged, in a process of its own."""
+    """The first config of a family that is not refused, in a process of its own."""
 
     def __init__(self, family: str, configs: Sequence[str]):
         self.family, self.configs = family, configs
         torch.set_num_threads(1)
 
     def row(self) -> Row:
-        reasons = []
+        rows = []
         for config in self.configs:
             try:
                 cfg = plan(read_config(Path(config)), 'atto').cfg
+                result = self._exported(cfg)
             except ConfigError as error:
-                reasons.append(str(error).splitlines()[0])
-                continue
-            return Row(self.family, Path(config).name, *self._exported(cfg))
-        return Row(self.family, Path(self.configs[0]).name, 'cannot', reasons[0])
+                result = 'cannot', str(error).splitlines()[0], ''
+            rows.append(Row(self.family, Path(config).name, *result))
+            if rows[-1].state not in ('cannot', 'refused'):
+                return rows[-1]
+        return next((row for row in rows if row.state == 'refused'), rows[0])
 
     def _exported(self, cfg) -> tuple[str, str, str]:
         init_default_scope(cfg.get('default_scope', 'mmdet'))

@@ -27,7 +27,7 @@ class ExportedFile:
             model = Model(path, torch.get_num_threads())
         except UnusableFile as error:
             raise ConfigError(str(error)) from error
-        self.meta = model.meta
+        self.meta, self.takes_size = model.meta, model.takes_size
         if self.meta['output'] == 'logits':
             raise ConfigError(f'{path} gives logits; compared are files with labels or boxes')
         image = model.session.get_inputs()[0]
@@ -53,8 +53,9 @@ class ExportedFile:
 
     def _predict(self, images, samples):
         inputs = dict(image=images)
-        if self.meta['task'] == 'segmentation':
+        if self.takes_size:
             inputs['size'] = np.array(samples[0].ori_shape[:2], np.int64)
+        if self.meta['task'] == 'segmentation':
             for labels, sample in zip(self.run(inputs)[0], samples):
                 data = torch.from_numpy(labels.astype(np.int64))[None]
                 sample.set_data(dict(pred_sem_seg=PixelData(data=data)))
@@ -66,14 +67,17 @@ class ExportedFile:
         """In pixels of the image as it is on the disk."""
         boxes, scores, labels, *masks = outputs
         is_there = scores >= 0
-        factor = np.tile(np.asarray(sample.scale_factor, np.float32), 2)
-        boxes = boxes[is_there] / factor
+        boxes = boxes[is_there]
+        if not self.takes_size:
+            boxes = boxes / np.tile(np.asarray(sample.scale_factor, np.float32), 2)
         found = InstanceData(
             bboxes=torch.from_numpy(boxes),
             scores=torch.from_numpy(scores[is_there]),
             labels=torch.from_numpy(labels[is_there].astype(np.int64)),
         )
-        if masks:
+        if self.takes_size:  # masks are of the whole image
+            found.masks = torch.from_numpy(masks[0][is_there] > 0)
+        elif masks:
             height, width = sample.ori_shape[:2]
             threshold = self.meta['thresholds'].get('mask', 0.5)
             pasted = np.zeros((len(boxes), height, width), bool)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 
@@ -41,3 +42,12 @@ def method_of(kind: type, name: str) -> str:
     """A method, the class that defines it and that one's module, as ``Head.predict (a.b)``."""
     owner = next((parent for parent in kind.__mro__ if name in vars(parent)), kind)
     return f'{owner.__name__}.{name} ({owner.__module__})'
+
+
+def sides(size: Tensor) -> list:
+    """Height and width of an output, of the tensor (2,) that a graph takes for it."""
+    # they are symbols, of which torch knows nothing
+    lengths = [size[0].item(), size[1].item()]
+    for length in lengths:
+        torch._check(length > 0)
+    return lengths

@@ -35,8 +35,12 @@ def graph_of(model: nn.Module, output: str) -> Graph:
         from .deformable import Deformable
 
         return Deformable(model)
+    if hasattr(model, 'panoptic_head'):
+        from .mask_queries import MaskQueries
+
+        return MaskQueries(model)
     raise ConfigError(
         f'{type(model).__name__} cannot be exported: it predicts in a way that is not known, by '
         f'{method_of(type(model), "predict")}; known are segmentors of mmseg, detectors with one '
-        'stage and dense heads, two-stage detectors, DINO and Deformable DETR'
+        'stage and dense heads, two-stage detectors, DINO, Deformable DETR and Mask2Former'
     )

@@ -8,7 +8,7 @@ from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from torch import Tensor
 
 from ..segmentor import EncoderDecoder as OurEncoderDecoder
-from .common import Graph, refuse_overridden
+from .common import Graph, refuse_overridden, sides
 from .preprocessing import Preprocessing
 
 PREDICTION = (
@@ -56,12 +56,8 @@ class Segmentor(Graph):
         x = self.preprocessing(image)
         slides = self.model.test_cfg.get('mode', 'whole') in ('slide', 'strips')
         logits = (self._slide(x) if slides else self._decode(x))[..., :height, :width]
-        # a size that the graph reads from a tensor is a symbol, of which torch knows nothing
-        wanted: list = [size[0].item(), size[1].item()]
-        for side in wanted:
-            torch._check(side > 0)
         logits = F.interpolate(
-            logits, wanted, mode='bilinear', align_corners=self.model.align_corners
+            logits, sides(size), mode='bilinear', align_corners=self.model.align_corners
         )
         channels = logits.shape[1]
         if channels == 1:

@@ -1,6 +1,6 @@
 """A file in an engine against the framework's own prediction, on real pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..inference.prediction import instances
 from ..runtime.instances import Instances, paste
 from ..runtime.resizing import resize
+from .common import Graph
 from .engines import ENGINES, NAMES, Run, opened
 
 ODD = (333, 517)  # height and width that no stride divides
@@ -72,13 +73,14 @@ class Verifier:
 
     Args:
         model: as the framework runs it: not fused, and not the one that is traced.
-        output: ``'labels'``, ``'logits'`` or ``'boxes'``.
+        graph: of which only the names of what it takes and gives are read.
         pictures: real ones, (H, W, 3) uint8, RGB, of any sizes.
     """
 
-    def __init__(self, model: nn.Module, output: str, pictures: Sequence[np.ndarray]):
+    def __init__(self, model: nn.Module, graph: Graph, pictures: Sequence[np.ndarray]):
         self.model: Any = model
-        self.output, self.pictures = output, pictures
+        self.output, self.pictures = graph.outputs[0], pictures
+        self.takes_size = 'size' in graph.inputs
         self.known: dict = {}  # size -> what the framework predicts for the pictures
 
     def expected(self, size: tuple[int, int]) -> list:
@@ -134,7 +136,7 @@ class Verifier:
             compare, least = dict(
                 labels=(_same_labels, tolerance.labels),
                 logits=(_same_logits, tolerance.labels),
-                boxes=(self._same_instances, tolerance.matched),
+                boxes=(self.same_instances, tolerance.matched),
             )[self.output]
             counts = compare(expected, found, tolerance)
             rows.append(Row(size, batch, *counts)._replace(engine=engine))
@@ -145,7 +147,7 @@ class Verifier:
     def inputs(self, pictures: Sequence[np.ndarray], size: tuple[int, int]) -> dict:
         """Of the graph, for pictures that are resized to ``size``."""
         images = np.stack([resize(picture, *size) for picture in pictures])
-        inputs = {} if self.output == 'boxes' else dict(size=np.array(_output_size(size)))
+        inputs = dict(size=np.array(self._output_size(size))) if self.takes_size else {}
         return dict(inputs, image=images)
 
     def _framework(self, size):
@@ -164,16 +166,19 @@ class Verifier:
                 ) from error
         return results
 
+    def _output_size(self, size):
+        """Of labels, and of masks of the whole picture: not that of the picture."""
+        return (size[0] * 5 // 4, size[1] * 5 // 4) if self.takes_size else size
+
     def _sample(self, size):
+        shapes = dict(img_shape=size, ori_shape=self._output_size(size))
         if self.output == 'boxes':
             from mmdet.structures import DetDataSample
 
-            return DetDataSample(
-                metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), img_id=0)
-            )
+            return DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), img_id=0))
         from mmseg.structures import SegDataSample
 
-        return SegDataSample(metainfo=dict(img_shape=size, ori_shape=_output_size(size)))
+        return SegDataSample(metainfo=shapes)
 
     def _file(self, run: Run, size, batch):
         """Of each picture the outputs of the file."""
@@ -188,7 +193,9 @@ class Verifier:
             results.extend(zip(*outputs))
         return results
 
-    def _same_instances(self, expected, found, tolerance):
+    def same_instances(self, expected: Iterable, found: Iterable, tolerance: Tolerance) -> tuple:
+        """Samples of the framework against a file's outputs, picture by picture: how many
+        detections were compared, how many of them match, and a line on both."""
         head = getattr(self.model, 'roi_head', None)
         threshold = head.test_cfg.mask_thr_binary if head and head.with_mask else 0.5
         compared = equal = ties = 0
@@ -196,6 +203,8 @@ class Verifier:
         for sample, outputs in zip(expected, found):
             reference, (boxes, scores, labels, *masks) = instances(sample), outputs
             there = scores >= 0
+            if self.takes_size:  # masks are of the whole picture
+                masks = [part.astype(bool) for part in masks]
             file = Instances(*(part[there] for part in (boxes, scores, labels, *masks)))
             unmatched, *differences = match(
                 reference, file, threshold, max(sample.img_shape), tolerance
@@ -239,7 +248,9 @@ def match(
     """Detections of the framework against those of a file, each of which matches one only.
 
     Args:
-        threshold: of the file's masks.
+        file: masks are probabilities in the boxes, or bool: of the whole picture. Boxes are made of
+            such masks, so that a pixel moves them, and it is the masks that have to match.
+        threshold: of the file's probabilities.
         side: of the picture, the longer one.
 
     Returns:
@@ -247,6 +258,8 @@ def match(
         difference of boxes (pixels) and scores among the others.
     """
     pixels = tolerance.box + tolerance.side * side
+    if file.masks is not None and file.masks.dtype == bool:
+        pixels = np.inf
     missing, free, largest = [], np.ones(len(file.scores), bool), [0.0, 0.0]
     for i, (box, score, label) in enumerate(zip(*reference[:3])):
         boxes = np.abs(file.boxes - box).max(1, initial=0)
@@ -267,13 +280,10 @@ def match(
 def _same_mask(mask, file, j, threshold, overlap) -> bool:
     assert file.masks is not None
     height, width = mask.shape
-    pasted = paste(file.masks[j], file.boxes[j], height, width, threshold)
+    pasted = file.masks[j]
+    if pasted.dtype != bool:
+        pasted = paste(pasted, file.boxes[j], height, width, threshold)
     return (mask & pasted).sum() >= overlap * (mask | pasted).sum()
-
-
-def _output_size(size):
-    """Of labels: not that of the picture."""
-    return size[0] * 5 // 4, size[1] * 5 // 4
 
 
 def first_line(error: BaseException) -> str:

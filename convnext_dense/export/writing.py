@@ -128,7 +128,7 @@ def export(
     size = height, width = static or target_size(height, width, rule or {})
     tall = max(96, max(size) // 2)
     sizes = [size, ODD, (max(64, 3 * width // 4), max(64, 3 * height // 4)), (tall, tall * 2 // 3)]
-    verifier = Verifier(model, graph.outputs[0], pictures)
+    verifier = Verifier(model, graph, pictures)
     meta |= dict(
         format=FORMAT,
         task='detection' if graph.outputs[0] == 'boxes' else 'segmentation',
@@ -293,8 +293,8 @@ def _tidy(proto, dimensions) -> None:
                     dimension.dim_param = symbol.sub(
                         lambda match: names[match[0]], dimension.dim_param
                     )
-    if len(main.input) > 1:  # the size of what a segmentor gives is its own
-        for dimension, name in zip(main.output[0].type.tensor_type.shape.dim[-2:], 'hw'):
+    if len(main.input) > 1:  # the size of labels or masks is their own
+        for dimension, name in zip(main.output[-1].type.tensor_type.shape.dim[-2:], 'hw'):
             dimension.dim_param = name
     del main.value_info[:]  # shapes between operators; onnxruntime infers them
     for i, node in enumerate(main.node):

@@ -55,6 +55,7 @@ class Model:
             reason = str(error).strip().partition('\n')[0][:200]
             raise UnusableFile(f'{path} is damaged, or no model in ONNX: {reason}') from None
         self.meta = _meta(path, content, self.session.get_modelmeta().custom_metadata_map)
+        self.takes_size = len(self.session.get_inputs()) > 1
         if self.meta['resize'] is None:
             raise UnusableFile(
                 f'{path} does not say how images are resized, since its config does it in a way '
@@ -73,11 +74,15 @@ class Model:
         height, width = image.shape[:2]
         size = target_size(height, width, self.meta['resize'])
         inputs = dict(image=resize(image, *size)[None] if size != (height, width) else image[None])
-        if self.meta['task'] == 'segmentation':
+        if self.takes_size:
             inputs['size'] = np.array([height, width], np.int64)
-            return self.session.run(None, inputs)[0][0]
-        boxes, scores, labels, *masks = (output[0] for output in self.session.run(None, inputs))
+        outputs = [output[0] for output in self.session.run(None, inputs)]
+        if self.meta['task'] == 'segmentation':
+            return outputs[0]
+        boxes, scores, labels, *masks = outputs
         found = scores >= 0
+        if self.takes_size:  # all is in pixels of the image
+            return Instances(boxes[found], scores[found], labels[found], masks[0][found] > 0)
         boxes = boxes[found] * np.tile([width / size[1], height / size[0]], 2).astype(np.float32)
         threshold = self.meta['thresholds'].get('mask', 0.5)
         pasted = None
