@@ -13,15 +13,18 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from conftest import CAPABILITIES, ROOT, export_for_any_size, randomise
-from convnext_dense import ConfigError, swap_backbone
+from convnext_dense import ConfigError, inferencer, swap_backbone
 from convnext_dense.commands.export import main
 from convnext_dense.config_names import read_config
+from convnext_dense.evaluation.exported_file import ExportedFile
 from convnext_dense.export.families import graph_of
-from convnext_dense.export.verifying import EXACT, Verifier
+from convnext_dense.export.verifying import EXACT, Verifier, match
 from convnext_dense.inference.building import build
+from convnext_dense.inference.prediction import instances
 from convnext_dense.runtime.__main__ import main as run
 from convnext_dense.runtime.instances import Instances
 from convnext_dense.runtime.model import Model
+from convnext_dense.runtime.resizing import resize
 
 for name in ('onnx', 'onnxscript', 'onnxruntime'):
     pytest.importorskip(name, reason='needs ONNX export')
@@ -34,13 +37,17 @@ FAMILIES = (
     *('faster-rcnn_r50_fpn_1x_coco', 'mask-rcnn_r50_fpn_1x_coco'),
     *('cascade-mask-rcnn_r50_fpn_1x_coco', DINO),
     *('deformable-detr_r50_16xb2-50e_coco', 'deformable-detr-refine-twostage_r50_16xb2-50e_coco'),
-    MASKS,
 )
 
 
 def small(name):
     """The config of a detector of mmdet on a tiny ConvNeXt, with few channels."""
     cfg = read_config(name) if name in (DINO, MASKS) else swap_backbone(name, 'atto')
+    cfg.test_dataloader.dataset.pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(160, 120), keep_ratio=False),
+        dict(type='PackDetInputs'),
+    ]
     model = cfg.model
     model.backbone.arch = ARCH
     if name == MASKS:
@@ -99,7 +106,7 @@ def pictures(scenes):
     return [np.asarray(Image.open(path).convert('RGB')) for path in paths]
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', [*FAMILIES, MASKS])
 def test_the_graph_predicts_what_mmdet_does(name, pictures):
     """In torch, at a size that no stride divides; and all pictures at once."""
     model = seeded(small(name))
@@ -249,6 +256,27 @@ def test_every_family_is_exported_for_any_number_and_size(name, scenes, tmp_path
     done = export_for_any_size(cfg, seeded(cfg), scenes / 'coco/test2017', tmp_path / 'model.onnx')
     assert len(done.rows) == 5 * (1 + CAPABILITIES['OpenVINO'])
     assert all(row.compared >= 40 for row in done.rows)
+
+
+@pytest.mark.slow
+def test_masks_of_queries_are_of_the_whole_picture(scenes, tmp_path):
+    """In the runner and in a comparison, of a picture whose size was not verified."""
+    cfg, out = small(MASKS), tmp_path / 'model.onnx'
+    export_for_any_size(cfg, seeded(cfg), scenes / 'coco/test2017', out)
+    photo = sorted((scenes / 'coco/test2017').glob('*'))[0]
+    image = np.asarray(Image.open(photo).convert('RGB').resize((257, 131)))
+    predictor = inferencer(cfg, out.with_suffix('.pth'), 'cpu')
+    (sample,) = predictor(image[..., ::-1].copy(), return_datasamples=True)['predictions']
+    expected = instances(sample)
+    assert expected.masks.shape[1:] == (131, 257) and len(expected.scores) >= 20
+    assert 0.01 < expected.masks.mean() < 0.99
+    found = Model(out)(image)
+    small_image = torch.from_numpy(resize(image, 120, 160)[..., ::-1].copy()).permute(2, 0, 1)
+    data = dict(inputs=[small_image], data_samples=[sample])
+    (compared,) = ExportedFile(str(out), 'onnxruntime').test_step(data)
+    for part in (found, instances(compared)):
+        missing, pixels, _ = match(expected, part, 0.5, 257, EXACT)
+        assert not missing and pixels < 0.01
 
 
 # ---- what is not exported ----

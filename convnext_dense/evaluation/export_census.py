@@ -40,8 +40,9 @@ STATES = dict(
     failed='failed',
     cannot='its backbone cannot be exchanged',
 )
-# Part of a message -> the state that it says.
+# Parts of messages: a model was refused; a model was traced, but in vain.
 REFUSALS = 'cannot be exported', 'which is not known', 'known is', 'a way of its own'
+TRACED = 'no file was written'
 
 
 @dataclass
@@ -78,7 +79,7 @@ def export_census(only: str, folder: Path) -> list[Row]:
 
 
 class Trial:
-    """The first config of a family that is not refused, in a process of its own."""
+    """The first config of a family that can be traced, in a process of its own."""
 
     def __init__(self, family: str, configs: Sequence[str]):
         self.family, self.configs = family, configs
@@ -93,9 +94,10 @@ class Trial:
             except ConfigError as error:
                 result = 'cannot', str(error).splitlines()[0], ''
             rows.append(Row(self.family, Path(config).name, *result))
-            if rows[-1].state not in ('cannot', 'refused'):
+            if rows[-1].state in ('equal', 'unproven') or TRACED in rows[-1].says:
                 return rows[-1]
-        return next((row for row in rows if row.state == 'refused'), rows[0])
+        order = 'refused', 'failed', 'cannot'
+        return min(rows, key=lambda row: order.index(row.state))
 
     def _exported(self, cfg) -> tuple[str, str, str]:
         init_default_scope(cfg.get('default_scope', 'mmdet'))

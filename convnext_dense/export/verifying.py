@@ -283,7 +283,8 @@ def _same_mask(mask, file, j, threshold, overlap) -> bool:
     pasted = file.masks[j]
     if pasted.dtype != bool:
         pasted = paste(pasted, file.boxes[j], height, width, threshold)
-    return (mask & pasted).sum() >= overlap * (mask | pasted).sum()
+    # a pixel at the threshold, and a mask of fewer than 100 would not be the same
+    return (mask ^ pasted).sum() <= max(1, (1 - overlap) * (mask | pasted).sum())
 
 
 def first_line(error: BaseException) -> str:
