@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.models.dense_heads import deformable_detr_head
+from mmdet.models.layers.transformer import deformable_detr_layers
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -573,12 +575,19 @@ class Traps(nn.Module):
     def _as_tensor(self, x):
         return x * torch.as_tensor(x.shape[3])
 
+    def _inverse_sigmoid(self, x):
+        x = x.sigmoid()
+        return deformable_detr_head.inverse_sigmoid(x) + deformable_detr_layers.inverse_sigmoid(x)
+
     def __shape_as_tensor(self, x):
         return torch._shape_as_tensor(x)[2:].float()
 
 
 setattr(Traps, '__shape_as_tensor', Traps._Traps__shape_as_tensor)
-NAMES = (*('adaptive_avg_pool2d', 'int', 'linspace', 'new_tensor', 'as_tensor'), '_shape_as_tensor')
+NAMES = (
+    *('adaptive_avg_pool2d', 'int', 'linspace', 'new_tensor', 'as_tensor', '_shape_as_tensor'),
+    'inverse_sigmoid',
+)
 
 
 def run_elsewhere(names, path):
@@ -613,7 +622,8 @@ def test_without_its_cure_each_trap_is_wrong(name, tmp_path, monkeypatch):
 
 
 def test_the_cures_are_those_functions_and_leave_nothing_behind():
-    watched = (torch, torch.Tensor, F, sys.modules['mmseg.models.utils.wrappers'])
+    wrappers = sys.modules['mmseg.models.utils.wrappers']
+    watched = (torch, torch.Tensor, F, wrappers, deformable_detr_head, deformable_detr_layers)
     x = torch.rand(2, 3, 37, 53)
     expected = Traps(*NAMES)(x)  # modules keep of which lines they have warned
     before = [dict(vars(owner)) for owner in watched]

@@ -291,6 +291,7 @@ REFUSED = {
     'detr_r50_8xb2-150e_coco': 'DETR cannot be exported',
     'mask2former_r50_8xb2-lsj-50e_coco-panoptic': 'MaskFormerFusionHead.panoptic_postprocess',
     'maskformer_r50_ms-16xb1-75e_coco': 'MaskFormerHead.forward',
+    'atss_r50-caffe_fpn_dyhead_1x_coco': 'ModulatedDeformConv2d (mmcv.ops.modulated_deform_conv)',
     'solo_r50_fpn_1x_coco': 'SingleStageInstanceSegmentor.predict',
 }
 

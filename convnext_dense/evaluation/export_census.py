@@ -112,7 +112,7 @@ class Trial:
         test_cfg = cfg.model.get('test_cfg') or {}
         for part in (test_cfg, test_cfg.get('rcnn') or {}):
             if 'score_thr' in part:
-                part.score_thr = min(part.score_thr, SCORE)
+                part['score_thr'] = min(part['score_thr'], SCORE)
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

@@ -5,6 +5,12 @@ from torch import nn
 from ..errors import ConfigError
 from .common import Graph, method_of
 
+KERNELS = tuple(  # modules of mmcv that compute in C++ what torch cannot trace
+    f'mmcv.ops.{name}'
+    for name in ('carafe', 'corner_pool', 'deform_conv', 'masked_conv', 'modulated_deform_conv')
+    + ('psa_mask', 'saconv')
+)
+
 
 def graph_of(model: nn.Module, output: str) -> Graph:
     """The model from pictures to results.
@@ -14,8 +20,20 @@ def graph_of(model: nn.Module, output: str) -> Graph:
 
     Raises:
         ConfigError: it predicts in a way that is not known; the message names the class and the
-            method.
+            method. Or a layer of it cannot be traced.
     """
+    graph = _family(model, output)
+    for layer in model.modules():
+        kernel = next((kind for kind in type(layer).__mro__ if kind.__module__ in KERNELS), None)
+        if kernel:
+            raise ConfigError(
+                f'{type(model).__name__} cannot be exported: torch cannot trace its '
+                f'{type(layer).__name__} ({kernel.__module__})'
+            )
+    return graph
+
+
+def _family(model, output):
     # a family's module imports mmdet or mmseg
     if hasattr(model, 'encode_decode'):
         from .segmentor import Segmentor

@@ -17,6 +17,12 @@ import torch.nn.functional as F
 from mmengine.structures import base_data_element
 from torch import Tensor
 
+DETR = (  # modules of mmdet that use its ``inverse_sigmoid``
+    'mmdet.models.dense_heads.deformable_detr_head',
+    'mmdet.models.layers.transformer.deformable_detr_layers',
+    'mmdet.models.layers.transformer.dino_layers',
+)
+
 
 @contextmanager
 def traceable() -> Iterator[None]:
@@ -54,7 +60,11 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     wrappers = sys.modules.get('mmseg.models.utils.wrappers')
     if wrappers:  # Upsample and resize make numbers of sizes by int()
         replacements.append((wrappers, 'int', whole))
-    return replacements
+    return replacements + [
+        (sys.modules[name], 'inverse_sigmoid', inverse_sigmoid)
+        for name in DETR
+        if name in sys.modules
+    ]
 
 
 def _where_symbolic(function, otherwise):
@@ -141,6 +151,12 @@ def evenly_spaced(start, end, steps, *, dtype=None, device=None, **_) -> Tensor:
     """``torch.linspace``."""
     place = torch.arange(steps, device=device).to(dtype or torch.get_default_dtype())
     return start + place * ((end - start) / torch.sym_max(steps - 1, 1))
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """mmdet's, without a limit upon a limit: where a tensor has two of these, the exporter gives
+    both the same name, and the file cannot be read."""
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
 def adaptive_average_pool(x: Tensor, output_size) -> Tensor:
