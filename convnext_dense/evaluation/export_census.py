@@ -24,7 +24,7 @@ from ..inference.building import build
 from ..printing import markdown_table
 from ..swap import plan
 from ..swap.config_files import read_config
-from .census import code_digest, configs_of_libraries, versions
+from .census import code_digest, configs_of_libraries, fit_to_machine, make_bert, versions
 from .peers import randomise
 from .processes import Process, ask_each
 
@@ -67,30 +67,41 @@ def export_census(only: str, folder: Path) -> list[Row]:
     for config in configs_of_libraries(only):
         families.setdefault(config.family, []).append(str(config.path))
     code = code_digest(*NOT_READ)[:12]
-    starts = {
-        folder / f'{family.replace("/", "-")}-{code}.json': partial(Process, Trial, family, configs)
-        for family, configs in families.items()
-    }
+    with tempfile.TemporaryDirectory() as bert:
+        make_bert(bert)
+        starts = {
+            folder / f'{family.replace("/", "-")}-{code}.json': partial(
+                Process, Trial, family, configs, bert
+            )
+            for family, configs in families.items()
+        }
+        answers = ask_each('row', starts, LIMIT)
     return [
         Row(family, Path(configs[0]).name, 'failed', str(answer)[:300])
         if isinstance(answer, RuntimeError)
         else Row(**answer)
-        for (family, configs), answer in zip(families.items(), ask_each('row', starts, LIMIT))
+        for (family, configs), answer in zip(families.items(), answers)
     ]
 
 
 class Trial:
-    """The first config of a family that can be traced, in a process of its own."""
+    """The first config of a family that can be traced, in a process of its own.
 
-    def __init__(self, family: str, configs: Sequence[str]):
-        self.family, self.configs = family, configs
+    Args:
+        bert: folder of the BERT that takes the place of the published one.
+    """
+
+    def __init__(self, family: str, configs: Sequence[str], bert: str):
+        self.family, self.configs, self.bert = family, configs, bert
         torch.set_num_threads(1)
 
     def row(self) -> Row:
         rows = []
         for config in self.configs:
             try:
-                cfg = plan(read_config(Path(config)), 'atto').cfg
+                cfg = read_config(Path(config))
+                cfg.model = fit_to_machine(cfg.get('model'), self.bert)
+                cfg = plan(cfg, 'atto').cfg
                 result = self._exported(cfg)
             except ConfigError as error:
                 result = 'cannot', str(error).splitlines()[0], ''
