@@ -123,6 +123,32 @@ def test_the_graph_predicts_what_mmdet_does(name, pictures):
     assert len(torch.cat([sample.pred_instances.labels for sample in samples]).unique()) >= 3
 
 
+def test_only_what_rounding_changes_is_excused(pictures):
+    model, size = seeded(small('retinanet_r50_fpn_1x_coco')), (133, 187)
+    verifier = Verifier(model, graph_of(model, 'labels'), pictures)
+    samples = verifier.expected(size)
+    outputs = [[part.copy() for part in instances(sample)[:3]] for sample in samples]
+    outputs[0][0][:2] += 1  # two boxes, a pixel away
+    compared, equal, _ = verifier.same_instances(samples, outputs, EXACT)
+    assert equal == compared - 2
+    verifier.chance[size][0].add(1)
+    _, equal, note = verifier.same_instances(samples, outputs, EXACT)
+    assert equal == compared - 1 and '1 others, which the framework changes by rounding' in note
+    verifier.chance[size][0].update(range(10))
+    outputs[0][0][:10] += 5  # too many to be chance
+    assert verifier.same_instances(samples, outputs, EXACT)[1] == compared - 10
+
+
+def test_a_mask_may_differ_by_a_pixel():
+    masks = np.zeros((3, 1, 20, 20), bool)
+    masks[:, 0, 5:12, 5:12] = True
+    masks[1, 0, 5, 5] = masks[2, 0, 5, 5:7] = False
+    one = np.ones(1)
+    whole, near, far = (Instances(np.zeros((1, 4)), one, one, mask) for mask in masks)
+    assert match(whole, near, 0.5, 20, EXACT)[0] == []
+    assert match(whole, far, 0.5, 20, EXACT)[0] == [0]
+
+
 # ---- the file ----
 
 

@@ -32,6 +32,7 @@ LIMIT = 900  # seconds for a family
 SCALE = 320, 256  # longest and shortest side of the pictures, in pixels
 PICTURES = 4
 DETECTIONS, CLASSES = 100, 3  # at least, for a proof
+PROPOSALS = 200  # of two-stage detectors, which cost most
 SCORE = 0.01  # threshold: random weights give each of 80 classes 1 / 81
 NOT_READ = 'commands', 'demo', 'doctor', 'training'  # of this package
 STATES = dict(
@@ -124,6 +125,8 @@ class Trial:
         for part in (test_cfg, test_cfg.get('rcnn') or {}):
             if 'score_thr' in part:
                 part['score_thr'] = min(part['score_thr'], SCORE)
+        if 'rpn' in test_cfg:
+            test_cfg.rpn.update(nms_pre=PROPOSALS, max_per_img=PROPOSALS)
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
