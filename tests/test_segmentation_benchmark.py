@@ -427,6 +427,14 @@ def test_names_are_escaped_and_failures_shown(tmp_path):
     assert '&lt;b&gt;' in shown and 'it &lt;failed&gt;' in shown and '<b>' not in shown
 
 
+def test_memory_is_drawn_where_it_is_known():
+    """Not of exported files, whose engines have allocators of their own."""
+    known = dict(metrics=dict(mIoU=50.0), seconds=[0.1, 0.2])
+    rows = [Row('a', 'a.py', memory=10**6, **known), Row('b', 'a.py', form='onnxruntime', **known)]
+    assert [title for title, _ in page.plots(rows, 'mIoU')] == ['mIoU over latency', 'Memory']
+    assert [title for title, _ in page.plots(rows[1:], 'mIoU')] == ['mIoU over latency']
+
+
 def test_a_drift_of_the_machine_is_told():
     steady, slower = [1.0, 1.1, 0.9] * 4, [1.0] * 4 + [1.2] * 4 + [1.5] * 4
     assert drift([Row('a', 'a.py', seconds=steady)]) == pytest.approx(1, abs=0.06)

@@ -30,7 +30,7 @@ from .processes import Process, ask_each
 
 LIMIT = 900  # seconds for a family
 SCALE = 320, 256  # longest and shortest side of the pictures, in pixels
-PICTURES = 4
+PICTURES = 2
 DETECTIONS, CLASSES = 100, 3  # at least, for a proof
 PROPOSALS = 200  # of two-stage detectors, which cost most
 SCORE = 0.01  # threshold: random weights give each of 80 classes 1 / 81

@@ -171,15 +171,18 @@ def model_colours(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def plots(rows: Sequence[Row], metric: str) -> list[tuple[str, str]]:
-    """Title and SVG of accuracy over latency, and of memory; none without rows.
+    """Title and SVG of accuracy over latency, and of memory where it is known; none without rows.
 
     Small enough to be read on a telephone.
     """
     if not rows:
         return []
     with plt.rc_context({'font.size': 11, 'svg.hashsalt': 'convnext_dense'}):
-        accuracy, memory = _svg(_plot_accuracy(rows, metric)), _svg(_plot_memory(rows))
-    return [(f'{metric} over latency', accuracy), ('Memory', memory)]
+        pictures = [(f'{metric} over latency', _svg(_plot_accuracy(rows, metric)))]
+        measured = [row for row in rows if row.memory]  # not of exported files
+        if measured:
+            pictures.append(('Memory', _svg(_plot_memory(measured))))
+    return pictures
 
 
 def _plot_accuracy(rows, metric):
