@@ -4,6 +4,7 @@ Weights are random and pictures are generated, so that nothing is downloaded: wh
 the file with the framework, not with the truth. Each family has a process of its own.
 """
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -65,14 +66,16 @@ def export_census(only: str, folder: Path) -> list[Row]:
         only: part of a config's path.
     """
     families: dict[str, list[str]] = {}
+    places: dict[str, Path] = {}
     for config in configs_of_libraries(only):
         families.setdefault(config.family, []).append(str(config.path))
+        places[config.family] = config.folder
     code = code_digest(*NOT_READ)[:12]
     with tempfile.TemporaryDirectory() as bert:
         make_bert(bert)
         starts = {
             folder / f'{family.replace("/", "-")}-{code}.json': partial(
-                Process, Trial, family, configs, bert
+                Process, Trial, family, configs, places[family], bert
             )
             for family, configs in families.items()
         }
@@ -89,11 +92,13 @@ class Trial:
     """The first config of a family that can be traced, in a process of its own.
 
     Args:
+        folder: that paths in the configs are relative to, as that of a distilled model's teacher.
         bert: folder of the BERT that takes the place of the published one.
     """
 
-    def __init__(self, family: str, configs: Sequence[str], bert: str):
+    def __init__(self, family: str, configs: Sequence[str], folder: Path, bert: str):
         self.family, self.configs, self.bert = family, configs, bert
+        os.chdir(folder)
         torch.set_num_threads(1)
 
     def row(self) -> Row:
@@ -126,7 +131,7 @@ class Trial:
             if 'score_thr' in part:
                 part['score_thr'] = min(part['score_thr'], SCORE)
         if 'rpn' in test_cfg:
-            test_cfg.rpn.update(nms_pre=PROPOSALS, max_per_img=PROPOSALS)
+            test_cfg['rpn'].update(nms_pre=PROPOSALS, max_per_img=PROPOSALS)
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

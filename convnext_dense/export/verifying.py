@@ -188,13 +188,14 @@ class Verifier:
         """Of each picture the detections that the framework itself does not predict again when its
         weights change in their last digits: of DINO those of two queries whose rank is a tie."""
         if size not in self.chance:
-            lists = [instances(sample)._replace(masks=None) for sample in self.known[size]]
-            chance: list[set[int]] = [set() for _ in lists]
+            chance: list[set[int]] = [set() for _ in self.pictures]
             for seed in range(TRIES):
                 again = self._framework(shaken(self.model, seed), size)
-                for places, reference, sample in zip(chance, lists, again):
-                    other = instances(sample)._replace(masks=None)
-                    places.update(match(reference, other, 0.5, max(size), EXACT)[0])
+                for places, sample, other in zip(chance, self.known[size], again):
+                    first, second = instances(sample), instances(other)
+                    if not self.takes_size:  # boxes are not made of the masks
+                        first, second = first._replace(masks=None), second._replace(masks=None)
+                    places.update(match(first, second, 0.5, max(size), EXACT)[0])
             self.chance[size] = chance
         return self.chance[size]
 
