@@ -25,8 +25,12 @@ class OneStage(Detector):
         super().__init__(model, SingleStageDetector)
         head = model.bbox_head
         refuse_overridden(head, BaseDenseHead, PREDICTION)
-        if getattr(head.loss_cls, 'custom_cls_channels', False):
-            raise ConfigError(f'{type(head.loss_cls).__name__} makes scores in a way of its own')
+        loss = getattr(head, 'loss_cls', None)  # SSD's head has none
+        if getattr(loss, 'custom_cls_channels', False):
+            raise ConfigError(
+                f'{type(head).__name__} cannot be exported: its {type(loss).__name__} makes scores '
+                'in a way of its own'
+            )
         cfg, name = head.test_cfg, type(head).__name__
         self.before, self.most = count_of(cfg, 'nms_pre', name), count_of(cfg, 'max_per_img', name)
         self.overlap = overlap_threshold(cfg, name)

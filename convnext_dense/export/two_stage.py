@@ -43,7 +43,8 @@ class TwoStage(Detector):
             _check_extractor(extractor)
             if bbox_head.custom_cls_channels or not bbox_head.with_reg:
                 raise ConfigError(
-                    f'{type(bbox_head).__name__} makes scores or boxes in its own way'
+                    f'{type(bbox_head).__name__} cannot be exported: it makes scores or boxes in '
+                    'a way of its own'
                 )
         if head.with_shared_head:
             raise ConfigError(f'{type(head).__name__} cannot be exported: its heads share a part')
