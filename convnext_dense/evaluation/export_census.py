@@ -130,7 +130,7 @@ class Trial:
         for part in (test_cfg, test_cfg.get('rcnn') or {}):
             if 'score_thr' in part:
                 part['score_thr'] = min(part['score_thr'], SCORE)
-        if 'rpn' in test_cfg:
+        if test_cfg.get('rpn'):
             test_cfg['rpn'].update(nms_pre=PROPOSALS, max_per_img=PROPOSALS)
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as name:
