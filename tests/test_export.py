@@ -28,7 +28,7 @@ from conftest import CAPABILITIES, ROOT, export_for_any_size, needs, randomise
 from convnext_dense import ConfigError, inferencer, swap_backbone
 from convnext_dense.commands.export import main
 from convnext_dense.data.pictures import read
-from convnext_dense.evaluation.export_census import balanced
+from convnext_dense.evaluation.export_census import balance, picture
 from convnext_dense.export import halving, tracing, writing
 from convnext_dense.export.families import graph_of
 from convnext_dense.export.quantising import quantised
@@ -190,8 +190,6 @@ FAMILIES = (
     'segformer_mit-b0_8xb1-160k_cityscapes-1024x1024',
     'mask2former_r50_8xb2-90k_cityscapes-512x1024',
 )
-# Random weights of Mask2Former are multiplied by these, or all queries see the same.
-OF_QUERIES = {'query_': 16, 'out_proj': 0.3, 'ffn.layers.1': 0.3, 'cls_embed': 5}
 
 
 def small(name, size=(160, 120)):
@@ -215,14 +213,8 @@ def seeded(cfg):
     """The model of a config with random weights, under which several classes are seen."""
     init_default_scope('mmseg')
     torch.manual_seed(0)
-    model = balanced(randomise(build(cfg.model, 'cpu')))
-    with torch.no_grad():
-        for name, parameter in model.decode_head.named_parameters():
-            for part, factor in OF_QUERIES.items():
-                if part in name:
-                    parameter *= factor
-            if name.endswith('mask_feature.weight'):  # its inputs are positive
-                parameter -= parameter.mean(1, keepdim=True)
+    model = randomise(build(cfg.model, 'cpu'))
+    balance(model, picture(0))
     return model
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..export.engines import ENGINES, Run, opened
-from ..runtime.instances import paste
 from ..runtime.model import Model, UnusableFile
 
 
@@ -27,7 +26,7 @@ class ExportedFile:
             model = Model(path, torch.get_num_threads())
         except UnusableFile as error:
             raise ConfigError(str(error)) from error
-        self.meta, self.takes_size = model.meta, model.takes_size
+        self.model, self.meta = model, model.meta
         if self.meta['output'] == 'logits':
             raise ConfigError(f'{path} gives logits; compared are files with labels or boxes')
         image = model.session.get_inputs()[0]
@@ -53,7 +52,7 @@ class ExportedFile:
 
     def _predict(self, images, samples):
         inputs = dict(image=images)
-        if self.takes_size:
+        if self.model.takes_size:
             inputs['size'] = np.array(samples[0].ori_shape[:2], np.int64)
         if self.meta['task'] == 'segmentation':
             for labels, sample in zip(self.run(inputs)[0], samples):
@@ -61,30 +60,14 @@ class ExportedFile:
                 sample.set_data(dict(pred_sem_seg=PixelData(data=data)))
             return
         for *outputs, sample in zip(*self.run(inputs), samples):
-            sample.pred_instances = self._instances(outputs, sample)
-
-    def _instances(self, outputs, sample) -> InstanceData:
-        """In pixels of the image as it is on the disk."""
-        boxes, scores, labels, *masks = outputs
-        is_there = scores >= 0
-        boxes = boxes[is_there]
-        if not self.takes_size:
-            boxes = boxes / np.tile(np.asarray(sample.scale_factor, np.float32), 2)
-        found = InstanceData(
-            bboxes=torch.from_numpy(boxes),
-            scores=torch.from_numpy(scores[is_there]),
-            labels=torch.from_numpy(labels[is_there].astype(np.int64)),
-        )
-        if self.takes_size:  # masks are of the whole image
-            found.masks = torch.from_numpy(masks[0][is_there] > 0)
-        elif masks:
-            height, width = sample.ori_shape[:2]
-            threshold = self.meta['thresholds'].get('mask', 0.5)
-            pasted = np.zeros((len(boxes), height, width), bool)
-            for place, box, mask in zip(pasted, boxes, masks[0][is_there]):
-                place[:] = paste(mask, box, height, width, threshold)
-            found.masks = torch.from_numpy(pasted)
-        return found
+            instances = self.model.instances(outputs, sample.ori_shape[:2], sample.scale_factor)
+            sample.pred_instances = InstanceData(
+                bboxes=torch.from_numpy(instances.boxes),
+                scores=torch.from_numpy(instances.scores),
+                labels=torch.from_numpy(instances.labels.astype(np.int64)),
+            )
+            if instances.masks is not None:
+                sample.pred_instances.masks = torch.from_numpy(instances.masks)
 
 
 def _rgb(image: Tensor) -> np.ndarray:

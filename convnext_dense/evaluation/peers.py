@@ -75,7 +75,8 @@ def randomise(net: Net) -> Net:
                 parameter.normal_(0, 0.1).add_(is_scale)
             else:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
-    return net.eval()
+    net.eval()  # not chained: it returns None in distilled models of mmdet
+    return net
 
 
 def candidate(

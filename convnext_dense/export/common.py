@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .preprocessing import Preprocessing
 
 
 class Graph(nn.Module):
@@ -15,12 +16,18 @@ class Graph(nn.Module):
     Attributes:
         inputs, outputs: names, in the order of ``forward``.
         thresholds: that the results were or are to be cut at, by name.
+        least: height and width of the picture that is traced, at least.
     """
 
     inputs: tuple[str, ...] = ('image',)
     outputs: tuple[str, ...]
     thresholds: dict[str, float]
-    model: Any  # those of mmdet and mmseg have no types
+    least: tuple[int, int] = (1, 1)
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.preprocessing = Preprocessing(model.data_preprocessor)
 
     def operators(self) -> dict:
         """Operators of torch that its exporter does not know -> what they are in ONNX."""

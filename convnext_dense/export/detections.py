@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .common import Graph, refuse_overridden
-from .preprocessing import Preprocessing
 
 NOTHING = -1.0
 PLENTY = 1_000_000  # boxes that may survive: all
@@ -25,10 +24,8 @@ class Detector(Graph):
     outputs: tuple[str, ...] = ('boxes', 'scores', 'labels')
 
     def __init__(self, model: Any, base: type):
-        super().__init__()
         refuse_overridden(model, base, ('forward', 'predict', 'add_pred_to_datasample'))
-        self.model = model
-        self.preprocessing = Preprocessing(model.data_preprocessor)
+        super().__init__(model)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """

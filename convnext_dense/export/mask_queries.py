@@ -13,7 +13,6 @@ from torch import Tensor
 from ..errors import ConfigError
 from .common import Graph, refuse_overridden, sides
 from .detections import NOTHING
-from .preprocessing import Preprocessing
 
 
 class MaskQueries(Graph):
@@ -30,7 +29,6 @@ class MaskQueries(Graph):
     outputs = 'boxes', 'scores', 'labels', 'masks'
 
     def __init__(self, model: Any):
-        super().__init__()
         refuse_overridden(model, MaskFormer, ('forward', 'predict', 'add_pred_to_datasample'))
         fusion = model.panoptic_fusion_head
         refuse_overridden(model.panoptic_head, Mask2FormerHead, ('predict', 'forward'))
@@ -42,11 +40,10 @@ class MaskQueries(Graph):
                 'MaskFormerFusionHead.panoptic_postprocess; known are instances: --cfg-options '
                 'model.test_cfg.panoptic_on=False model.test_cfg.instance_on=True'
             )
+        super().__init__(model)
         self.most = int(cfg.get('max_per_image', 100))
         self.things, self.classes = fusion.num_things_classes, fusion.num_classes
         self.thresholds = {}
-        self.model = model
-        self.preprocessing = Preprocessing(model.data_preprocessor)
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..segmentor import EncoderDecoder as OurEncoderDecoder
 from .common import Graph, refuse_overridden, sides
-from .preprocessing import Preprocessing
 
 PREDICTION = (
     ('forward', 'predict', 'inference', 'whole_inference', 'slide_inference')
@@ -31,16 +30,19 @@ class Segmentor(Graph):
     inputs = 'image', 'size'
 
     def __init__(self, model: Any, output: str):
-        super().__init__()
         cascade = isinstance(model, CascadeEncoderDecoder)
         kinds = CascadeEncoderDecoder, OurEncoderDecoder, EncoderDecoder
         kind = next((kind for kind in kinds if isinstance(model, kind)), EncoderDecoder)
         refuse_overridden(model, kind, PREDICTION)
-        self.model, self.output = model, output
-        self.outputs = (output,)
+        super().__init__(model)
+        self.output, self.outputs = output, (output,)
         last = model.decode_head[-1] if cascade else model.decode_head
         self.thresholds = dict(score=last.threshold) if model.out_channels == 1 else {}
-        self.preprocessing = Preprocessing(model.data_preprocessor)
+        cfg = model.test_cfg
+        self.slides = cfg.get('mode', 'whole') in ('slide', 'strips')
+        if self.slides:  # two windows, since a dimension of 1 is taken for a constant
+            (height, width), (down, across) = cfg.crop_size, cfg.stride
+            self.least = height + down, width + across
 
     def forward(self, image: Tensor, size: Tensor) -> Tensor:
         """
@@ -54,8 +56,7 @@ class Segmentor(Graph):
         """
         height, width = image.shape[1:3]
         x = self.preprocessing(image)
-        slides = self.model.test_cfg.get('mode', 'whole') in ('slide', 'strips')
-        logits = (self._slide(x) if slides else self._decode(x))[..., :height, :width]
+        logits = (self._slide(x) if self.slides else self._decode(x))[..., :height, :width]
         logits = F.interpolate(
             logits, sides(size), mode='bilinear', align_corners=self.model.align_corners
         )

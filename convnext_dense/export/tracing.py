@@ -49,6 +49,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     """Owner, name and what stands there while a model is traced."""
     replacements: list[tuple[Any, str, Any]] = [
         (F, 'adaptive_avg_pool2d', adaptive_average_pool),
+        (F, 'adaptive_max_pool2d', adaptive_max_pool),
         (torch, 'linspace', _where_symbolic(torch.linspace, evenly_spaced)),
         (torch, 'as_tensor', _where_symbolic(torch.as_tensor, tensor_of)),
         (torch.Tensor, 'new_tensor', _where_symbolic(torch.Tensor.new_tensor, _new_tensor)),
@@ -177,7 +178,26 @@ def adaptive_average_pool(x: Tensor, output_size) -> Tensor:
 
 def pooling_matrix(length, windows) -> Tensor:
     """(windows, length): row i averages the places from floor(i L / W) to ceil((i + 1) L / W)."""
-    place, window = torch.arange(length)[None], torch.arange(windows)[:, None]
-    begin, end = window * length // windows, ((window + 1) * length + windows - 1) // windows
+    place = torch.arange(length)
+    begin, end = pooling_windows(length, windows)
     inside = ((place >= begin) & (place < end)).float()
     return inside / inside.sum(1, keepdim=True)
+
+
+def pooling_windows(length, windows) -> tuple[Tensor, Tensor]:
+    """Where each window begins, and where it ends: (windows, 1)."""
+    window = torch.arange(windows)[:, None]
+    return window * length // windows, ((window + 1) * length + windows - 1) // windows
+
+
+def adaptive_max_pool(x: Tensor, output_size, return_indices: bool = False) -> Tensor:
+    """``F.adaptive_max_pool2d``: (N, C, H, W) -> (N, C, *output_size)."""
+    assert not return_indices
+    for dim, windows in zip((2, 3), output_size):
+        length = x.shape[dim]
+        begin, end = pooling_windows(length, windows)
+        longest = (length + windows - 1) // windows + 1
+        # of shorter windows the last place again
+        places = torch.minimum(begin + torch.arange(longest), end - 1)
+        x = x.movedim(dim, -1)[..., places].amax(-1).movedim(-1, dim)
+    return x

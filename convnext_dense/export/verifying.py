@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .common import Graph
 from .engines import ENGINES, NAMES, Run, opened
 
 ODD = (333, 517)  # height and width that no stride divides
+LARGER = 1, 2, 4
 SHARE = 0.05
 ROUNDING, TRIES = 4e-6, 4  # relative change of weights, and how often it is tried
 UNSTABLE = 0.02  # of a picture's detections at most, or nothing is excused
@@ -109,6 +111,36 @@ class Verifier:
                 )
             self.known[size] = samples
         return self.known[size]
+
+    def possible(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size, or a larger one, if the framework predicts at none but such: some heads pool
+        over windows that no small picture fills. Raises as ``expected``."""
+        for factor in LARGER:
+            larger = factor * (size[0] + 1) - 1, factor * (size[1] + 1) - 1
+            with suppress(Differs):
+                self.expected(larger)
+                return larger
+        self.expected(size)  # raises
+        return size
+
+    def refuse_chance(self, size: tuple[int, int]) -> None:
+        """Raise ConfigError where the framework does not predict the same twice, as with SegNeXt's
+        head, which begins with random numbers each time; and what ``expected`` raises."""
+        first, again = self.expected(size), self._framework(self.model, size)
+        if self.output == 'boxes':
+            differs = any(
+                match(instances(a), instances(b), 0.5, max(size), EXACT)[0]
+                for a, b in zip(first, again)
+            )
+        else:
+            labels = [(sample.pred_sem_seg.data[0].numpy(),) for sample in again]
+            compared, equal, *_ = _same_labels(first, labels, EXACT)
+            differs = equal < EXACT.labels * compared
+        if differs:
+            raise ConfigError(
+                f'{type(self.model).__name__} cannot be exported: it does not predict the same '
+                'twice, so that nothing can be verified'
+            )
 
     def verify(
         self,

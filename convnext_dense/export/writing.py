@@ -149,7 +149,7 @@ def export(
             'yourself'
         )
     try:  # before minutes are spent on tracing
-        verifier.expected(size)
+        verifier.refuse_chance(size)
     except Differs as error:
         raise ConfigError(f'no file was written: {error}') from error
     reasons = []
@@ -166,7 +166,7 @@ def export(
                 proto = _converted(copy.deepcopy(graph), size, attempt.dimensions)
                 _write(proto, meta, unfinished(path))
                 say('comparing with the framework ...')
-                kept = sizes[:1] if is_static else sizes
+                kept = sizes[:1] if is_static else [verifier.possible(each) for each in sizes]
                 verify = partial(
                     verifier.verify, unfinished(path), kept, bool(attempt.dimensions[0])
                 )
@@ -243,6 +243,8 @@ def _converted(graph: Graph, size: tuple[int, int], dimensions: Sequence[str | N
     Raises:
         Differs: torch cannot follow it.
     """
+    if dimensions[1]:
+        size = max(size[0], graph.least[0]), max(size[1], graph.least[1])
     # two pictures: a dimension of 1 is taken for a constant
     image = torch.zeros(2 if dimensions[0] else 1, *size, 3, dtype=torch.uint8)
     arguments, shapes = [image], [_free(dimensions)]

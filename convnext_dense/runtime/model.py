@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,18 +80,35 @@ class Model:
         outputs = [output[0] for output in self.session.run(None, inputs)]
         if self.meta['task'] == 'segmentation':
             return outputs[0]
-        boxes, scores, labels, *masks = outputs
-        found = scores >= 0
-        if self.takes_size:  # all is in pixels of the image
-            return Instances(boxes[found], scores[found], labels[found], masks[0][found] > 0)
-        boxes = boxes[found] * np.tile([width / size[1], height / size[0]], 2).astype(np.float32)
+        return self.instances(outputs, (height, width), (size[1] / width, size[0] / height))
+
+    def instances(
+        self,
+        outputs: Sequence[np.ndarray],
+        size: tuple[int, int],
+        scale_factor: tuple[float, float],
+    ) -> Instances:
+        """What the outputs of a detector say of one of its images.
+
+        Args:
+            outputs: ``boxes`` (M, 4), ``scores`` (M,), ``labels`` (M,) and perhaps ``masks``.
+            size: height and width of the image before it was resized.
+            scale_factor: of the resizing, of the width and of the height.
+
+        Returns:
+            Those that are there, in pixels of the image before it was resized.
+        """
+        boxes, scores, labels, *masks = (part[outputs[1] >= 0] for part in outputs)
+        if self.takes_size:  # boxes and masks are of that image already
+            return Instances(boxes, scores, labels, masks[0] > 0)
+        boxes = boxes / np.tile(np.asarray(scale_factor, np.float32), 2)
+        if not masks:
+            return Instances(boxes, scores, labels)
         threshold = self.meta['thresholds'].get('mask', 0.5)
-        pasted = None
-        if masks:
-            pasted = np.zeros((len(boxes), height, width), bool)
-            for place, box, mask in zip(pasted, boxes, masks[0][found]):
-                place[:] = paste(mask, box, height, width, threshold)
-        return Instances(boxes, scores[found], labels[found], pasted)
+        pasted = np.zeros((len(boxes), *size), bool)
+        for place, box, mask in zip(pasted, boxes, masks[0]):
+            place[:] = paste(mask, box, *size, threshold)
+        return Instances(boxes, scores, labels, pasted)
 
 
 def _meta(path, content, metadata):
