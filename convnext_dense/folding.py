@@ -53,7 +53,8 @@ def fuse(model: nn.Module) -> nn.Module:
     for backbone in model.modules():
         if isinstance(backbone, ConvNeXt):
             backbone.requires_grad_(False)
-    report = rearrange(model.eval())
+    model.eval()  # not chained: it returns None in distilled models of mmdet
+    report = rearrange(model)
     if report.left_alone:
         print_log(f'fuse: {report}', logger='current')
     if 'mmcv.cnn' in sys.modules:

@@ -33,7 +33,7 @@ from convnext_dense.export import halving, tracing, writing
 from convnext_dense.export.families import graph_of
 from convnext_dense.export.quantising import quantised
 from convnext_dense.export.tracing import traceable
-from convnext_dense.export.verifying import EXACT, Verifier
+from convnext_dense.export.verifying import EXACT, Differs, Verifier
 from convnext_dense.export.writing import resize_rule
 from convnext_dense.inference.building import build, load
 from convnext_dense.runtime.model import Model, UnusableFile
@@ -58,7 +58,8 @@ test_dataloader = dict(dataset=dict(data_root={data!r}, pipeline=[
     dict(type='PackSegInputs')]))
 """
 UPERNET = 'in_channels=[16, 32, 48, 64], channels=16'
-WHOLE, SLIDING = "mode='whole'", "mode='slide', crop_size=(80, 80), stride=(53, 53)"
+# A window is larger than the smallest pictures.
+WHOLE, SLIDING = "mode='whole'", "mode='slide', crop_size=(128, 128), stride=(85, 85)"
 
 
 def make(folder, data, head=UPERNET, test_cfg=WHOLE, generation=1):
@@ -458,6 +459,15 @@ class RandomHead(BaseDecodeHead):
 
 
 @MODELS.register_module()
+class OtherwiseTracedHead(BaseDecodeHead):
+    """Leaves something out where it is traced, as some libraries do."""
+
+    def forward(self, inputs):
+        x = self._transform_inputs(inputs)
+        return self.cls_seg(x if torch.compiler.is_exporting() else x.flip(1))
+
+
+@MODELS.register_module()
 class OtherSegmentor(EncoderDecoder):
     """Predicts in a way of its own."""
 
@@ -488,10 +498,30 @@ def test_a_trap_without_a_cure_is_given_up_to_one_size(scenes, tmp_path, capsys)
 
 
 def test_a_file_that_differs_is_not_written(scenes, tmp_path):
-    config, checkpoint = make(tmp_path, scenes, head=simple('RandomHead'))
+    config, checkpoint = make(tmp_path, scenes, head=simple('OtherwiseTracedHead'))
     message = refused(config, checkpoint, tmp_path / 'model.onnx', '--static', 64, 64)
     assert 'none predicts what the framework does' in message
     assert 'it is wrong at 64 x 64' in message
+
+
+def test_a_model_that_does_not_repeat_itself_is_refused(scenes, tmp_path):
+    config, checkpoint = make(tmp_path, scenes, head=simple('RandomHead'))
+    message = refused(config, checkpoint, tmp_path / 'model.onnx')
+    assert 'RandomHead cannot be exported: it does not predict the same twice' in message
+
+
+def test_sizes_are_larger_where_the_framework_needs_it(scenes, tmp_path, pictures):
+    """LRASPP's window of 49 x 49 is 196 x 196 pixels here."""
+    kinds = 'in_channels=(16, 16, 16), in_index=(0, 0, 0), branch_channels=(8, 8), channels=8'
+    head = simple('LRASPPHead').replace('in_channels=16, in_index=0, channels=16', kinds)
+    config, _ = make(tmp_path, scenes, head=head + ", input_transform='multiple_select'")
+    model = randomise(build(Config.fromfile(config).model, 'cpu'))
+    images = [read(pictures / f'{key}.png')[0] for key in 'ab']
+    verifier = Verifier(model, graph_of(model, 'labels'), images)
+    assert verifier.possible((333, 517)) == (333, 517)
+    assert verifier.possible((96, 128)) == (387, 515)
+    with pytest.raises(Differs, match='the framework itself does not predict at 20 x 30'):
+        verifier.possible((20, 30))
 
 
 def test_pictures_that_prove_nothing_are_refused(scenes, tmp_path):
@@ -553,6 +583,9 @@ class Traps(nn.Module):
     def _adaptive_avg_pool2d(self, x):
         return self.pool(x)
 
+    def _adaptive_max_pool2d(self, x):  # to the size of another map, as Libra R-CNN
+        return F.adaptive_max_pool2d(x, (x.shape[2] // 2, x.shape[3] // 3))
+
     def _int(self, x):
         size = x.shape[2] + 3, x.shape[3] + 5
         return self.up(x) + mmseg_resize(x, size, None, 'bilinear', True).mean((2, 3), True)
@@ -576,9 +609,9 @@ class Traps(nn.Module):
 
 
 setattr(Traps, '__shape_as_tensor', Traps._Traps__shape_as_tensor)
-NAMES = (
+NAMES = (  # those of the cures
     *('adaptive_avg_pool2d', 'int', 'linspace', 'new_tensor', 'as_tensor', '_shape_as_tensor'),
-    'inverse_sigmoid',
+    *('inverse_sigmoid', 'adaptive_max_pool2d'),
 )
 
 

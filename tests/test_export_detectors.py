@@ -149,6 +149,15 @@ def test_a_mask_may_differ_by_a_pixel():
     assert match(whole, far, 0.5, 20, EXACT)[0] == [0]
 
 
+def test_detections_that_are_nearly_the_same_are_not_taken_for_each_other():
+    """Two queries see the same; their scores differ by less than the tolerance."""
+    scores = np.array([0.5001, 0.50002], np.float32)
+    found = Instances(np.ones((2, 4)), scores, np.ones(2), np.ones((2, 4, 4), bool))
+    reference = found._replace(scores=scores - np.float32(3e-5))
+    for file in (found, Instances(*(part[::-1] for part in found))):
+        assert match(reference, file, 0.5, 20, EXACT)[0] == []
+
+
 # ---- the file ----
 
 

@@ -12,7 +12,8 @@ from mmseg.models import decode_heads
 from pytest import mark, raises
 
 from conftest import DEMO, randomise
-from convnext_dense import ConfigError, ConvNeXt, fast_path, fuse
+from convnext_dense import ConfigError, ConvNeXt, fast_path, fuse, swap_backbone
+from convnext_dense.config_names import config_folder
 from convnext_dense.heads import UPerHead
 from convnext_dense.inference.building import build
 
@@ -100,6 +101,16 @@ def test_heads_of_mmseg_are_rearranged():
     model.decode_head.__class__ = decode_heads.UPerHead
     assert type(fuse(model).decode_head) is UPerHead
     assert type(model.decode_head) is decode_heads.UPerHead
+
+
+def test_a_distilled_model_is_fused(monkeypatch):
+    """Its ``train`` and ``eval`` return None."""
+    monkeypatch.chdir(config_folder('mmdet').parent)  # where its teacher's config is
+    cfg = swap_backbone('ld_r18-gflv1-r101_fpn_1x_coco', 'atto')
+    init_default_scope('mmdet')
+    model = build(cfg.model, 'cpu')
+    assert model.eval() is None
+    assert not set(fuse(model).state_dict()) >= set(model.state_dict())
 
 
 def test_norms_with_hooks_are_left_alone():

@@ -38,7 +38,8 @@ DETECTIONS, CLASSES = 100, 3  # at least, for a proof
 PROPOSALS = 200  # of two-stage detectors, which cost most
 SEEN = 8  # classes of a segmentor that can win; of 150 none would have its share of the labels
 # Random weights of Mask2Former are multiplied by these, or all queries see the same.
-OF_QUERIES = {'query_': 16, 'out_proj': 0.3, 'ffn.layers.1': 0.3, 'cls_embed': 5}
+OF_QUERIES = {'query_': 16, 'out_proj': 0.3, 'ffn.layers.1': 0.3}
+SPREAD = 3  # of logits among queries
 SCORE = 0.01  # threshold: random weights give each of 80 classes 1 / 81
 NOT_READ = 'commands', 'demo', 'doctor', 'training'  # of this package
 STATES = dict(
@@ -188,29 +189,41 @@ def balance(model: Any, image: Image.Image) -> None:
     """Change a segmentor's random weights in its last layers so that several classes are seen."""
     from mmseg.structures import SegDataSample
 
-    logits: dict[Any, torch.Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda layer, _, output: logits.update({layer: output}))
-        for name, layer in model.decode_head.named_modules()
+    head = model.decode_head
+    is_of_queries = hasattr(head, 'cls_embed')  # of MaskFormer and Mask2Former
+    last = [
+        layer
+        for name, layer in head.named_modules()
         if name.rpartition('.')[2] == 'conv_seg' and isinstance(layer, nn.Conv2d)
+    ]
+    if is_of_queries:
+        last = [head.cls_embed, head.mask_embed[-1]]
+    outputs: dict[Any, torch.Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, output: outputs.update({layer: output}))
+        for layer in last
     ]
     bgr = torch.from_numpy(np.asarray(image)[..., ::-1].copy()).permute(2, 0, 1)
     shapes = dict(img_shape=bgr.shape[1:], ori_shape=bgr.shape[1:])
     with torch.no_grad():
+        for name, parameter in head.named_parameters() if is_of_queries else ():
+            for part, factor in OF_QUERIES.items():
+                if part in name:
+                    parameter *= factor
+            if name.endswith('mask_feature.weight'):  # its inputs are positive
+                parameter -= parameter.mean(1, keepdim=True)
         model.test_step(dict(inputs=[bgr], data_samples=[SegDataSample(metainfo=shapes)]))
         for hook in hooks:
             hook.remove()
-        for layer, output in logits.items():
-            if layer.bias is not None:  # or a class has the greatest logit everywhere
+        for layer, output in outputs.items():
+            if is_of_queries:
+                values = output.flatten(0, -2)[-head.num_queries :]  # of the last layer
+                layer.bias -= values.mean(0)
+                for parameter in layer.parameters():
+                    parameter *= SPREAD / values.std(0).mean()
+            elif layer.bias is not None:
                 layer.bias -= output.mean((0, 2, 3))
                 layer.bias[SEEN:] -= 1000
-        if hasattr(model.decode_head, 'cls_embed'):
-            for name, parameter in model.decode_head.named_parameters():
-                for part, factor in OF_QUERIES.items():
-                    if part in name:
-                        parameter *= factor
-                if name.endswith('mask_feature.weight'):  # its inputs are positive
-                    parameter -= parameter.mean(1, keepdim=True)
 
 
 def report(rows: Sequence[Row]) -> str:

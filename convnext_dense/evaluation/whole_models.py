@@ -138,7 +138,8 @@ def _prediction(model: Any, cfg: Config, images: Tensor, context: Callable) -> C
 def _training_step(model: Any, cfg: Config, images: Tensor, context: Callable) -> Callable:
     height, width = images.shape[2:]
     batch = noise_batch(cfg, images.shape[1], (height, width), len(images))
-    batch = model.train().data_preprocessor(batch, training=True)
+    model.train()  # not chained: it returns None in distilled models of mmdet
+    batch = model.data_preprocessor(batch, training=True)
 
     def step():
         model.zero_grad(set_to_none=False)  # so that gradients are not counted as activations

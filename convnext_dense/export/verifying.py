@@ -137,9 +137,10 @@ class Verifier:
             compared, equal, *_ = _same_labels(first, labels, EXACT)
             differs = equal < EXACT.labels * compared
         if differs:
+            kind = type(getattr(self.model, 'decode_head', self.model)).__name__
             raise ConfigError(
-                f'{type(self.model).__name__} cannot be exported: it does not predict the same '
-                'twice, so that nothing can be verified'
+                f'{kind} cannot be exported: it does not predict the same twice, so that nothing '
+                'can be verified'
             )
 
     def verify(
@@ -331,7 +332,9 @@ def match(
         boxes = np.abs(file.boxes - box).max(1, initial=0)
         scores = np.abs(file.scores - score)
         near = free & (file.labels == label) & (scores <= tolerance.score) & (boxes <= pixels)
-        for j in np.flatnonzero(near)[np.argsort(boxes[near])]:
+        # the most similar first: detections that are nearly the same are not taken for each other
+        difference = boxes[near] / pixels + scores[near] / tolerance.score
+        for j in np.flatnonzero(near)[np.argsort(difference)]:
             if reference.masks is None or _same_mask(
                 reference.masks[i], file, j, threshold, tolerance.mask
             ):
