@@ -218,9 +218,11 @@ def balance(model: Any, image: Image.Image) -> None:
         for layer, output in outputs.items():
             if is_of_queries:
                 values = output.flatten(0, -2)[-head.num_queries :]  # of the last layer
+                # a mask is a product of as many numbers
+                count = 1 if layer is head.cls_embed else values.shape[1]
                 layer.bias -= values.mean(0)
                 for parameter in layer.parameters():
-                    parameter *= SPREAD / values.std(0).mean()
+                    parameter *= SPREAD / count**0.5 / values.std(0).mean()
             elif layer.bias is not None:
                 layer.bias -= output.mean((0, 2, 3))
                 layer.bias[SEEN:] -= 1000
@@ -232,7 +234,7 @@ def report(rows: Sequence[Row]) -> str:
     totals = ', '.join(f'{counts[state]} {text}' for state, text in STATES.items())
     lines = [[row.family, f'`{row.config}`', STATES[row.state], row.says, row.seen] for row in rows]
     return (
-        f'# Census of exports\n\nMade by `make census-export`; ConvNeXt-atto. {versions()}\n\n'
+        f'# Census of exports\n\nMade by `make census-export`; ConvNeXt-atto.\n{versions()}\n\n'
         f'{len(rows)} families: {totals}.\n\n'
         + markdown_table(['family', 'config', 'outcome', 'sizes, or why not', 'compared'], lines)
         + '\n'
