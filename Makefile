@@ -35,7 +35,7 @@ census: .venv/.ready
 	$(RUN) tools/census.py
 
 census-export: .venv/.ready
-	$(RUN) tools/census.py --export --out docs/census-export.md
+	$(RUN) tools/census.py --export
 
 ladder: .venv/.ready
 	$(RUN) -m convnext_dense.evaluation.ladder

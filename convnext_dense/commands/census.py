@@ -32,7 +32,8 @@ def main(argv=None):
     parser = make_parser(__doc__)
     configs = 'configs, or folders of them; default: those that mmdet and mmseg install'
     parser.add_argument('configs', metavar='CONFIG', nargs='*', help=configs)
-    parser.add_argument('--out', default='docs/census.md', help='Markdown to write')
+    out = 'Markdown to write; default: docs/census.md, of exports docs/census-export.md'
+    parser.add_argument('--out', type=Path, metavar='FILE', help=out)
     parser.add_argument('--arch', default='tiny')
     parser.add_argument('--only', default='', help='of mmdet and mmseg those with this in the path')
     imports = 'import this first, as the training script of the configs does'
@@ -40,16 +41,15 @@ def main(argv=None):
     exports = 'export a model of each family instead'
     parser.add_argument('--export', action='store_true', help=exports)
     args = parser.parse_args(argv)
+    if args.export and (args.configs or args.modules):
+        parser.error('--export is of the families of mmdet and mmseg: leave CONFIG out')
+    args.out = args.out or Path(f'docs/census{"-export" * args.export}.md')
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # before an hour of work
     if args.export:
-        if args.configs or args.modules:
-            parser.error('--export is of the families of mmdet and mmseg: leave CONFIG out')
         page = export_census.report(export_census.export_census(args.only, KEPT))
-        Path(args.out).write_text(page, encoding='utf-8')
-        print(f'wrote {args.out}')
-        return
-    rows = configs_in(args.configs) if args.configs else configs_of_libraries(args.only)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before an hour of work
-    rows = census(rows, args.arch, args.modules or [])
-    page = (report_of_each if args.configs else report)(rows, args.arch)
-    Path(args.out).write_text(page, encoding='utf-8')
+    else:
+        rows = configs_in(args.configs) if args.configs else configs_of_libraries(args.only)
+        rows = census(rows, args.arch, args.modules or [])
+        page = (report_of_each if args.configs else report)(rows, args.arch)
+    args.out.write_text(page, encoding='utf-8')
     print(f'wrote {args.out}')
