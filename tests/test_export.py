@@ -21,6 +21,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.models.utils import Upsample
 from mmseg.models.utils import resize as mmseg_resize
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from PIL import Image
 from torch import nn
 
@@ -29,11 +30,12 @@ from convnext_dense import ConfigError, inferencer, swap_backbone
 from convnext_dense.commands.export import main
 from convnext_dense.data.pictures import read
 from convnext_dense.evaluation.export_census import balance, picture
+from convnext_dense.evaluation.exported_file import ExportedFile
 from convnext_dense.export import halving, tracing, writing
 from convnext_dense.export.families import graph_of
 from convnext_dense.export.quantising import quantised
 from convnext_dense.export.tracing import traceable
-from convnext_dense.export.verifying import EXACT, Differs, Verifier
+from convnext_dense.export.verifying import EXACT, Differs, Verifier, _same_labels
 from convnext_dense.export.writing import resize_rule
 from convnext_dense.inference.building import build, load
 from convnext_dense.runtime.model import Model, UnusableFile
@@ -268,6 +270,17 @@ def test_the_folder_alone_does_what_predict_does(exported, pictures, tmp_path, e
         assert picture.shape == expected.shape and (picture == expected).mean() > 0.999, name
 
 
+def test_the_runner_may_write_beside_the_pictures(exported, pictures, tmp_path):
+    """What it wrote before is not predicted for."""
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    shutil.copy(pictures / 'a.png', photos)
+    for _ in range(2):
+        done = run_alone(tmp_path, exported.path, photos, '--out', photos)
+        assert done.returncode == 0 and done.stdout.startswith('1 done, 0 skipped')
+    assert (photos / 'overlays/a.png').exists() and (photos / 'labels/a.png').exists()
+
+
 def test_importing_the_runner_needs_no_torch():
     code = 'import sys; sys.modules["torch"] = None; import convnext_dense.runtime.model'
     subprocess.run([sys.executable, '-c', code], check=True)
@@ -284,6 +297,8 @@ def test_a_damaged_or_foreign_file_gives_a_line(exported, pictures, tmp_path):
     foreign = onnx.helper.make_model(graph, ir_version=10, opset_imports=[opset])
     files = dict(
         cut=(whole[:middle], 'damaged'),
+        its_text=(whole.replace(b'"format": ', b'"format", '), 'of itself cannot be read'),
+        its_key=(whole.replace(b'"digest": ', b'"dagest": '), 'of itself cannot be read'),
         flipped=(flipped, 'is damaged, or was changed after it was exported'),
         empty=(b'', 'damaged'),
         text=(b'no model', 'no model in ONNX'),
@@ -408,7 +423,7 @@ def test_values_that_do_not_fit_fp16_stay_in_fp32(scenes, tmp_path, capsys, monk
     assert f'{large}/Conv' in printed and 'stays in fp32' in printed
     (tmp_path / 'model.onnx').unlink()
     monkeypatch.setattr(halving, 'LARGEST', float('inf'))
-    with pytest.raises(SystemExit, match='none predicts what the framework does'):
+    with pytest.raises(SystemExit, match='in fp16 it is wrong at 96 x 96.*in fp32 it is right'):
         export(*arguments, '--precision', 'fp16')
     assert not (tmp_path / 'model.onnx').exists()
 
@@ -434,6 +449,23 @@ def test_int8_needs_a_convnext(scenes, tmp_path):
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], 'empty', [], [])), path)
     with pytest.raises(ConfigError, match='no block of ConvNeXt'):
         quantised(path, [])
+
+
+def test_coordinates_stay_in_fp32():
+    """A graph of additions, whose first names are as a detector with queries has them."""
+    coordinates = 'bbox_head/Add_0', 'decoder/Add_1', 'decoder.layers.0.cross_attn/Add_2'
+    layers = 'bbox_head.reg/Add_3', 'decoder.layers.0.ffn/Add_4', 'backbone.stages.0/Add_5'
+    names = coordinates + layers
+    nodes = [
+        onnx.helper.make_node('Add', [f'x{i}', f'x{i}'], [f'x{i + 1}'], name=name)
+        for i, name in enumerate(names)
+    ]
+    ends = [onnx.helper.make_tensor_value_info(f'x{i}', 1, [2]) for i in (0, len(names))]
+    graph = onnx.helper.make_graph(nodes, 'g', ends[:1], ends[1:])
+    graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(f'x{i}', 1, [2]) for i in range(1, len(names))
+    )
+    assert halving._chosen(graph) == set(layers)
 
 
 # ---- what is not exported ----
@@ -553,6 +585,67 @@ def test_what_is_missing_is_said(scenes, tmp_path):
     (tmp_path / 'empty' / 'broken.png').touch()
     broken = refused(config, checkpoint, out, '--images', tmp_path / 'empty' / 'broken.png')
     assert 'broken.png: the file is empty' in broken
+
+
+def test_windows_of_large_pictures_are_refused(scenes, tmp_path):
+    config, checkpoint = make(tmp_path, scenes, test_cfg=SLIDING.replace('slide', 'strips'))
+    message = refused(config, checkpoint, tmp_path / 'model.onnx')
+    assert "EncoderDecoder cannot be exported with test_cfg.mode='strips'" in message
+
+
+def test_a_file_of_an_unknown_pipeline_is_not_resized_for(scenes, tmp_path, capsys):
+    """A static file neither; and it is verified with a picture and its mirror image."""
+    config, checkpoint = make(tmp_path, scenes)
+    text = Path(config).read_text()
+    Path(config).write_text(
+        text.replace('resize, dict', "resize, dict(type='Pad', size_divisor=32), dict")
+    )
+    out, photo = tmp_path / 'model.onnx', sorted((scenes / 'ade/images/test').glob('*'))[0]
+    export(config, checkpoint, '-o', out, '--static', 64, 96, '--images', photo)
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert 'resize the pictures yourself' in printed and '64 x 96: 100 % equal' in printed
+    model = Model(out)
+    assert model.meta['resize'] is None
+    with pytest.raises(UnusableFile, match='does not say how images are resized'):
+        model(np.zeros((64, 96, 3), np.uint8))
+    file = ExportedFile(str(out), 'onnxruntime')
+    data = SegDataSample(metainfo=dict(ori_shape=(9, 9)))
+    images = [torch.zeros(3, height, 96, dtype=torch.uint8) for height in (64, 65)]
+    (seen,) = file.test_step(dict(inputs=images[:1], data_samples=[data]))
+    assert seen.pred_sem_seg.shape == (9, 9)
+    with pytest.raises(ConfigError, match=r'pictures of \(64, 96\) \(height, width\), and the'):
+        file.test_step(dict(inputs=images[1:], data_samples=[data]))
+
+
+@pytest.mark.parametrize('output', ['labels', 'logits'])
+def test_a_single_channel_is_compared(output, scenes, tmp_path, pictures):
+    config, checkpoint = make(tmp_path, scenes, head=BINARY)
+    model = build(Config.fromfile(config).model, 'cpu')
+    load(model, checkpoint)
+    graph = graph_of(model, output).eval()
+    images, size = [read(pictures / f'{key}.png')[0] for key in 'ab'], (90, 131)
+    verifier = Verifier(model, graph, images)
+    verifier.refuse_chance(size)
+    inputs = {k: torch.from_numpy(x) for k, x in verifier.inputs(images, size).items()}
+    with torch.no_grad():
+        outputs = [(image,) for image in graph(**inputs).numpy()]
+    compare = _same_labels if output == 'labels' else verifier.same_logits
+    compared, equal, note, _ = compare(verifier.expected(size), outputs, EXACT)
+    assert equal == compared > 0 and note.startswith('2 classes')
+
+
+@pytest.mark.parametrize(
+    'step, pixels',
+    [
+        (dict(type='Resize', scale=(8, 8), backend='pillow'), 'others'),
+        (dict(type='LoadImageFromFile', color_type='grayscale'), 'others'),
+        (dict(type='LoadImageFromFile', to_float32=True, backend_args=None), 'the same'),
+    ],
+    ids=str,
+)
+def test_options_of_steps_that_change_pixels_have_no_rule(step, pixels):
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[step]))))
+    assert (resize_rule(cfg) is None) == (pixels == 'others')
 
 
 @pytest.mark.parametrize('steps', [[], ['Pad'], ['Resize', 'Resize'], ['RandomFlip']], ids=str)

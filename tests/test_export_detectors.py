@@ -20,7 +20,7 @@ from convnext_dense.evaluation.exported_file import ExportedFile
 from convnext_dense.export.families import graph_of
 from convnext_dense.export.verifying import EXACT, Verifier, match
 from convnext_dense.inference.building import build
-from convnext_dense.inference.prediction import instances
+from convnext_dense.inference.prediction import classes_of, instances
 from convnext_dense.runtime.__main__ import main as run
 from convnext_dense.runtime.instances import Instances
 from convnext_dense.runtime.model import Model
@@ -139,6 +139,22 @@ def test_only_what_rounding_changes_is_excused(pictures):
     assert verifier.same_instances(samples, outputs, EXACT)[1] == compared - 10
 
 
+def test_the_last_places_of_full_lists_are_not_compared(pictures):
+    model, size = seeded(small('retinanet_r50_fpn_1x_coco')), (133, 187)
+    verifier = Verifier(model, graph_of(model, 'labels'), pictures)
+    samples = verifier.expected(size)
+    verifier.chance[size] = [set(), set()]
+    outputs = [[part.copy() for part in instances(sample)[:3]] for sample in samples]
+    count, equal, _ = verifier.same_instances(samples, outputs, EXACT)
+    assert count == equal
+    outputs[0][0][-1] += 5
+    compared, equal, note = verifier.same_instances(samples, outputs, EXACT)
+    assert compared == equal == count - 1 and '1 ties for the last places' in note
+    outputs[0][1][-1] = -1  # the file's list is not full: it lost a detection
+    compared, equal, _ = verifier.same_instances(samples, outputs, EXACT)
+    assert compared == count == equal + 1
+
+
 def test_a_mask_may_differ_by_a_pixel():
     masks = np.zeros((3, 1, 20, 20), bool)
     masks[:, 0, 5:12, 5:12] = True
@@ -220,6 +236,34 @@ def test_the_runner_writes_what_predict_writes(exported, scenes, tmp_path, exits
         assert missing <= 1, (image, missing)
         overlay = Image.open(tmp_path / 'out/overlays' / f'{number - 1}.png')
         assert overlay.size == (image['width'], image['height'])
+
+
+def test_interrupted_the_runner_keeps_what_it_has(exported, scenes, tmp_path, monkeypatch, capsys):
+    predict, seen = Model.__call__, []
+
+    def interrupted(model, image):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(image)
+        return predict(model, image)
+
+    monkeypatch.setattr(Model, '__call__', interrupted)
+    folder, out = scenes / 'coco/test2017', tmp_path / 'out'
+    with pytest.raises(SystemExit) as stopped:
+        run([str(exported[2]), str(folder), '--out', str(out)])
+    assert stopped.value.code == 0
+    captured = capsys.readouterr()
+    assert 'interrupted' in captured.err and '1 done' in captured.out
+    assert len(json.loads((out / 'predictions.json').read_text())['images']) == 1
+
+
+def test_every_class_has_a_colour():
+    """Of a data set of 100 classes whose type has the 80 colours of COCO."""
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(type='CocoDataset'))))
+    init_default_scope('mmdet')
+    assert len(classes_of(cfg, {})['palette']) == 80
+    many = classes_of(cfg, dict(classes=[str(i) for i in range(100)]))
+    assert len(many['classes']) == len(set(many['palette'])) == 100
 
 
 def test_the_page_runs_the_file_without_the_runner(exported, scenes, tmp_path, monkeypatch):
@@ -347,6 +391,7 @@ def test_a_head_that_predicts_in_its_own_way_is_refused_by_name(name):
         ('nms', dict(type='soft_nms', iou_threshold=0.5), 'soft_nms'),
         ('nms', None, 'its suppression is None'),
         ('max_per_img', -1, 'test_cfg.max_per_img is -1'),
+        ('min_bbox_size', 8, 'min_bbox_size is in pixels of the picture before it is resized'),
     ],
     ids=str,
 )

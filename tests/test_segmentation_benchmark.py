@@ -418,6 +418,9 @@ def test_colours_and_legends(tmp_path):
     assert with_legend(drawn, [], []).shape == drawn.shape
     save_labels(labels, colours[:2], tmp_path / 'labels.png')
     assert (label_map(tmp_path / 'labels.png') == labels).all()
+    save_labels(labels, distinct_colours(300), tmp_path / 'many.png')  # as of the other pictures
+    assert Image.open(tmp_path / 'many.png').mode == 'I;16'
+    assert (np.asarray(Image.open(tmp_path / 'many.png')) == labels).all()
     assert Image.open(tmp_path / 'labels.png').convert('RGB').getpixel((25, 0)) == colours[1]
 
 

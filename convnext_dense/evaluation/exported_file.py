@@ -29,8 +29,9 @@ class ExportedFile:
         self.model, self.meta = model, model.meta
         if self.meta['output'] == 'logits':
             raise ConfigError(f'{path} gives logits; compared are files with labels or boxes')
-        image = model.session.get_inputs()[0]
-        self.takes_batches = not isinstance(image.shape[0], int)
+        shape = model.session.get_inputs()[0].shape
+        self.takes_batches = not isinstance(shape[0], int)
+        self.size = tuple(shape[1:3]) if isinstance(shape[1], int) else None
         self.run: Run = lambda inputs: model.session.run(None, dict(inputs))
         if engine != ENGINES[0]:
             self.run = opened(path, engine)
@@ -42,6 +43,13 @@ class ExportedFile:
     def test_step(self, data: dict) -> list:
         """Samples with predictions, for images that the pipeline has resized."""
         images = [_rgb(image) for image in data['inputs']]
+        others = {image.shape[:2] for image in images} - {self.size}
+        if self.size and others:
+            raise ConfigError(
+                f'{self.model.path} takes pictures of {self.size} (height, width), and the '
+                f'pipeline gives {others.pop()}: export it without --static, or set the Resize of '
+                'the test pipeline to that size, keep_ratio=False'
+            )
         samples = list(data['data_samples'])
         is_batch = self.takes_batches and len({image.shape for image in images}) == 1
         is_batch &= len({sample.ori_shape for sample in samples}) == 1

@@ -1,5 +1,6 @@
 """A file in fp32 -> the same with the layers of the network in fp16, and a proof of it on a CPU."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ OF_LAYERS = {
 # Between layers, where they lie between such operators: in heads that call their layers.
 BETWEEN = {'Concat', 'Resize', 'Add', 'Relu', 'Transpose'}
 STATISTICS = '.grn/'  # sums of squares over a whole map, which overflow in fp16
+# What these compute themselves, and not in their layers, are coordinates of boxes and of places
+# that are looked at.
+OF_COORDINATES = re.compile(r'(bbox_head|decoder|.*_attn)/[^/]*')
 
 
 class Halved(NamedTuple):
@@ -74,13 +78,16 @@ def _chosen(graph) -> set[str]:
         for node in graph.node
         if node.op_type in OF_LAYERS
         and '/' in node.name
-        and STATISTICS not in node.name
+        and not _is_exact(node)
         and any(name in floats for name in node.output)
     }
     between = {
         node.name: node
         for node in graph.node
-        if node.op_type in BETWEEN and node.name not in chosen and node.output[0] in floats
+        if node.op_type in BETWEEN
+        and node.name not in chosen
+        and not _is_exact(node)
+        and node.output[0] in floats
     }
     # Those on all sides of which there is fp16; the others drop out one after the other.
     while True:
@@ -100,6 +107,10 @@ def _chosen(graph) -> set[str]:
             return inside
         for name in outside:
             del between[name]
+
+
+def _is_exact(node) -> bool:
+    return STATISTICS in node.name or bool(OF_COORDINATES.fullmatch(node.name))
 
 
 def _floats(graph) -> set[str]:

@@ -32,6 +32,11 @@ class OneStage(Detector):
                 'in a way of its own'
             )
         cfg, name = head.test_cfg, type(head).__name__
+        if cfg.get('min_bbox_size', -1) > 0:
+            raise ConfigError(
+                f'{name} cannot be exported: its test_cfg.min_bbox_size is in pixels of the '
+                'picture before it is resized: --cfg-options model.test_cfg.min_bbox_size=0'
+            )
         self.before, self.most = count_of(cfg, 'nms_pre', name), count_of(cfg, 'max_per_img', name)
         self.overlap = overlap_threshold(cfg, name)
         self.thresholds = dict(score=float(cfg.get('score_thr', 0)))
@@ -58,11 +63,7 @@ class OneStage(Detector):
     def _level(self, scores, deltas, factors, priors):
         """Maps (N, A * C, H, W) of a level -> its best: scores and labels (N, K), deltas and priors
         (N, K, 4 or 2)."""
-        head, images, classes = (
-            self.model.bbox_head,
-            scores.shape[0],
-            self.model.bbox_head.cls_out_channels,
-        )
+        head, images = self.model.bbox_head, scores.shape[0]
 
         def rows(values, width):
             return values.permute(0, 2, 3, 1).reshape(images, -1, width)

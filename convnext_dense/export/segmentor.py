@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..segmentor import EncoderDecoder as OurEncoderDecoder
 from .common import Graph, refuse_overridden, sides
 
@@ -39,7 +40,12 @@ class Segmentor(Graph):
         last = model.decode_head[-1] if cascade else model.decode_head
         self.thresholds = dict(score=last.threshold) if model.out_channels == 1 else {}
         cfg = model.test_cfg
-        self.slides = cfg.get('mode', 'whole') in ('slide', 'strips')
+        if cfg.get('mode') == 'strips':
+            raise ConfigError(
+                f"{kind.__name__} cannot be exported with test_cfg.mode='strips', which is for "
+                'pictures that are too large for one graph: --cfg-options model.test_cfg.mode=slide'
+            )
+        self.slides = cfg.get('mode') == 'slide'
         if self.slides:  # two windows, since a dimension of 1 is taken for a constant
             (height, width), (down, across) = cfg.crop_size, cfg.stride
             self.least = height + down, width + across

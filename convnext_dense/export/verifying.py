@@ -24,10 +24,11 @@ ROUNDING, TRIES = 4e-6, 4  # relative change of weights, and how often it is tri
 UNSTABLE = 0.02  # of a picture's detections at most, or nothing is excused
 NOTHING = 'a single class', 'no object'  # of segmentors, of detectors
 ADVICE = (
-    'name a folder of pictures of several classes, --images FOLDER',
+    'name a folder of pictures of several classes, --images FOLDER, or a single size, --static '
+    'HEIGHT WIDTH',
     'name a folder of pictures with objects of the classes, --images FOLDER, or lower the score '
     'threshold: --cfg-options model.test_cfg.score_thr=0.01, of a two-stage detector '
-    'model.test_cfg.rcnn.score_thr=0.01',
+    'model.test_cfg.rcnn.score_thr=0.01; or name a single size, --static HEIGHT WIDTH',
 )
 
 
@@ -64,7 +65,7 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         at_once = f', {self.batch} at once' if self.batch > 1 else ''
-        share = np.floor(1e6 * self.equal / self.compared) / 1e4  # 100 is all
+        share = np.floor(1e6 * self.equal / max(self.compared, 1)) / 1e4  # 100 is all
         place = f'{self.size[0]} x {self.size[1]}{at_once}'
         return f'{place}: {share:g} % equal in {NAMES[self.engine]}, {self.note}'
 
@@ -78,13 +79,14 @@ class Verifier:
 
     Args:
         model: as the framework runs it: not fused, and not the one that is traced.
-        graph: of which only the names of what it takes and gives are read.
+        graph: of which only the names of what it takes and gives are read, and thresholds.
         pictures: real ones, (H, W, 3) uint8, RGB, of any sizes.
     """
 
     def __init__(self, model: nn.Module, graph: Graph, pictures: Sequence[np.ndarray]):
         self.model: Any = model
         self.output, self.pictures = graph.outputs[0], pictures
+        self.threshold = graph.thresholds.get('score', 0.5)
         self.takes_size = 'size' in graph.inputs
         self.known: dict = {}  # size -> what the framework predicts for the pictures
         self.chance: dict = {}  # size -> as ``_unstable`` returns
@@ -172,12 +174,12 @@ class Verifier:
             expected, found = self.expected(size), self._file(run, size, batch)
             compare, least = dict(
                 labels=(_same_labels, tolerance.labels),
-                logits=(_same_logits, tolerance.labels),
+                logits=(self.same_logits, tolerance.labels),
                 boxes=(self.same_instances, tolerance.matched),
             )[self.output]
             counts = compare(expected, found, tolerance)
             rows.append(Row(size, batch, *counts)._replace(engine=engine))
-            if rows[-1].equal < least * rows[-1].compared:
+            if rows[-1].equal < least * rows[-1].compared or not rows[-1].equal:
                 raise Differs(f'it is wrong at {rows[-1]}')
         return rows
 
@@ -262,22 +264,40 @@ class Verifier:
                 reference, file, threshold, max(sample.img_shape), tolerance
             )
             box, score = max(box, differences[0]), max(score, differences[1])
-            if len(reference.scores) == len(scores):  # more were found; the least were left out
+            count = len(reference.scores)
+            # both lists are full, so that more was seen, of which the least was left out
+            if count == len(file.scores) == len(scores):
                 last = reference.scores.min() + tolerance.score
-                tied = sum(reference.scores[k] <= last for k in unmatched)
-                unmatched, ties = unmatched[: len(unmatched) - tied], ties + tied
-            else:
-                compared += max(0, len(file.scores) - len(reference.scores))  # found by it alone
+                tied = [k for k in unmatched if reference.scores[k] <= last]
+                unmatched = [k for k in unmatched if k not in tied]
+                count, ties = count - len(tied), ties + len(tied)
             if unmatched:
                 chance = self._unstable(sample.img_shape)[i].intersection(unmatched)
-                if len(chance) <= UNSTABLE * len(reference.scores):
-                    unmatched, unstable = unmatched[len(chance) :], unstable + len(chance)
-            compared += len(reference.scores)
-            equal += len(reference.scores) - len(unmatched)
+                if len(chance) <= UNSTABLE * count:
+                    unmatched = [k for k in unmatched if k not in chance]
+                    unstable += len(chance)
+            # and those that the file alone has
+            compared += count + max(0, len(file.scores) - len(reference.scores))
+            equal += count - len(unmatched)
         note = f'{compared} detections, boxes to {box:.0e} pixels, scores to {score:.0e}'
         note += f'; {ties} ties for the last places' * bool(ties)
         note += f'; {unstable} others, which the framework changes by rounding' * bool(unstable)
         return compared, equal, note
+
+    def same_logits(self, expected: Iterable, found: Iterable, tolerance: Tolerance) -> tuple:
+        """As ``same_instances``, of scores of classes: how many of their labels are equal; none, if
+        a score differs by too much."""
+        expected, found = list(expected), list(found)
+        best = [
+            (logits.argmax(0) if len(logits) > 1 else logits[0] > self.threshold,)
+            for (logits,) in found
+        ]
+        compared, equal, note, classes = _same_labels(expected, best, tolerance)
+        references = [sample.seg_logits.data.numpy() for sample in expected]
+        difference = max(np.abs(a - b).max() for a, (b,) in zip(references, found))
+        largest = max(np.abs(logits).max() for logits in references)
+        note = f'{note}, logits to {difference / largest:.0e} of the largest'
+        return compared, equal if difference < tolerance.logits * largest else 0, note, classes
 
 
 def shaken(model: nn.Module, seed: int) -> nn.Module:
@@ -290,23 +310,15 @@ def shaken(model: nn.Module, seed: int) -> nn.Module:
 
 
 def _same_labels(expected, found, _):
+    # of a single channel mmseg gives labels as fractions
     pairs = [
-        (sample.pred_sem_seg.data[0].numpy(), labels) for sample, (labels,) in zip(expected, found)
+        (sample.pred_sem_seg.data[0].numpy().astype(np.int64), labels)
+        for sample, (labels,) in zip(expected, found)
     ]
     counts = np.bincount(np.concatenate([labels.flatten() for labels, _ in pairs]))
     equal = sum(int((labels == others).sum()) for labels, others in pairs)
     note = f'{np.count_nonzero(counts)} classes'
     return counts.sum(), equal, note, int((counts >= SHARE * counts.sum()).sum())
-
-
-def _same_logits(expected, found, tolerance):
-    best = [(logits.argmax(0) if len(logits) > 1 else logits[0] > 0.5,) for (logits,) in found]
-    references = [sample.seg_logits.data.numpy() for sample in expected]
-    compared, equal, note, classes = _same_labels(expected, best, tolerance)
-    difference = max(np.abs(a - b).max() for a, (b,) in zip(references, found))
-    largest = max(np.abs(logits).max() for logits in references)
-    note = f'{note}, logits to {difference / largest:.0e} of the largest'
-    return compared, equal if difference < tolerance.logits * largest else 0, note, classes
 
 
 def match(

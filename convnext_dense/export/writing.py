@@ -54,6 +54,8 @@ STEPS = {  # of a pipeline, that leave the pixels as they are
     'PackDetInputs',
     'PackSegInputs',
 }
+# Of steps, what the runner does; with another value the pixels are others.
+READ = dict(interpolation='bilinear', backend='cv2', color_type='color')
 PACKAGES = (
     *('torch', 'onnx', 'onnxscript', 'onnxruntime', 'onedl-mmengine', 'mmengine', 'onedl-mmcv'),
     *('mmcv', 'onedl-mmdetection', 'mmdet', 'onedl-mmsegmentation', 'mmsegmentation'),
@@ -94,11 +96,11 @@ def export(
 ) -> Exported:
     """Write the model of a config with its trained weights to ``path``, in ONNX.
 
-    Inputs of the graph: ``image`` (N, H, W, 3) uint8, RGB, resized already; of a segmentor
-    ``size`` (2,) int64, height and width of what it gives. Outputs: of a segmentor ``labels``
-    (N, h, w), or ``logits`` (N, C, h, w); of a detector ``boxes`` (N, M, 4) in pixels of the image,
-    ``scores`` (N, M), -1 where there is nothing, ``labels`` (N, M), and ``masks`` (N, M, S, S) in
-    the boxes.
+    Inputs of the graph: ``image`` (N, H, W, 3) uint8, RGB, resized already; of a segmentor and of
+    Mask2Former ``size`` (2,) int64, height and width of what it gives. Outputs: of a segmentor
+    ``labels`` (N, h, w), or ``logits`` (N, C, h, w); of a detector ``boxes`` (N, M, 4) in pixels of
+    the image, ``scores`` (N, M), -1 where there is nothing, ``labels`` (N, M), and ``masks``
+    (N, M, S, S) in the boxes; of Mask2Former boxes, and masks (N, M, h, w), of that size.
 
     Args:
         checkpoint: path or URL.
@@ -123,6 +125,8 @@ def export(
     traced, notes = _fused(model) if is_fused else (copy.deepcopy(model), [])
     graph = graph_of(traced, output).eval()
     pictures = _pictures(cfg, images)
+    if len(pictures) == 1:  # so that more are run at once
+        pictures.append(pictures[0][:, ::-1].copy())
     rule = resize_rule(cfg)
     height, width, _ = pictures[0].shape
     size = height, width = static or target_size(height, width, rule or {})
@@ -150,6 +154,7 @@ def export(
         )
     try:  # before minutes are spent on tracing
         verifier.refuse_chance(size)
+        sizes = sizes[:1] if static else [verifier.possible(each) for each in sizes]
     except Differs as error:
         raise ConfigError(f'no file was written: {error}') from error
     reasons = []
@@ -159,28 +164,35 @@ def export(
             says = attempt.says.format(*size)
             say(f'tracing for {says} ...')
             is_static = attempt is ATTEMPTS[-1]
-            if is_static:  # pictures of other shapes are squeezed into it
+            if is_static and rule is not None:
                 meta['resize'] = dict(scale=size[::-1], keep_ratio=False)
             try:
                 # a copy: some models keep what they computed, here tensors of the tracer
                 proto = _converted(copy.deepcopy(graph), size, attempt.dimensions)
                 _write(proto, meta, unfinished(path))
                 say('comparing with the framework ...')
-                kept = sizes[:1] if is_static else [verifier.possible(each) for each in sizes]
+                kept = sizes[:1] if is_static else sizes
                 verify = partial(
                     verifier.verify, unfinished(path), kept, bool(attempt.dimensions[0])
                 )
                 rows = verify()
-                if precision != 'fp32':
-                    say('measuring ranges of values ...')
-                    seen = _pictures(cfg, images, CALIBRATION)
-                    inputs = [verifier.inputs([picture], size) for picture in seen]
-                    rows = _rounded(unfinished(path), precision, inputs, meta, say, verify)
-                more, said = _elsewhere(verify, EXACT if precision == 'fp32' else ROUNDED)
             except Differs as error:
                 reasons.append(f'not for {says}: {error}')
                 say(reasons[-1])
                 continue
+            if precision != 'fp32':
+                say('measuring ranges of values ...')
+                seen = _pictures(cfg, images, CALIBRATION)
+                inputs = [verifier.inputs([picture], size) for picture in seen]
+                try:
+                    rows = _rounded(unfinished(path), precision, inputs, meta, say, verify)
+                except Differs as error:
+                    raise ConfigError(
+                        f'no file was written, since in {precision} {error}; in fp32 it is right'
+                    ) from error
+            more, said = _elsewhere(verify, EXACT if precision == 'fp32' else ROUNDED)
+            if is_static and (rule or {}).get('keep_ratio'):
+                said.append(f'pictures of other shapes are squeezed into {size[0]} x {size[1]}')
             put_in_place(path)
             return Exported(says, rows + more, notes + reasons + said)
     finally:
@@ -392,8 +404,9 @@ def resize_rule(cfg: Config) -> dict | None:
     steps = dataset.get('pipeline')
     for step in steps or ():
         kind = getattr(step['type'], '__name__', step['type']).rpartition('.')[2]
-        bilinear = step.get('interpolation', 'bilinear') == 'bilinear'
-        if kind == 'Resize' and bilinear and not rule:
+        if any(step.get(key, value) != value for key, value in READ.items()):
+            return None
+        if kind == 'Resize' and not rule:
             key = 'scale' if step.get('scale') else 'scale_factor'
             value = step[key]
             value = [value] * 2 if isinstance(value, (int, float)) else list(value)

@@ -69,7 +69,9 @@ def classes_of(cfg: Config, loaded: dict) -> dict:
     dataset = (cfg.get('test_dataloader') or {}).get('dataset')
     meta = (label_folder.meta_of(dataset) if dataset else {}) | loaded
     names = meta.get('classes') or [str(i) for i in range(256)]
-    colours = meta.get('palette') or distinct_colours(len(names))
+    colours = meta.get('palette') or ()
+    if len(colours) < len(names):  # a data set of the user's own, as a type that has colours
+        colours = distinct_colours(len(names))
     return dict(classes=names, palette=[tuple(colour) for colour in colours])  # as mmdet wants it
 
 
@@ -114,7 +116,8 @@ class Predictions(predictions.Predictions):
         samples = results['predictions'] if isinstance(results, dict) else results
         sample = (samples[0] if isinstance(samples, list) else samples).cpu()
         if 'pred_sem_seg' in sample:
-            labels = sample.pred_sem_seg.data.squeeze(0).numpy()
+            # of a single channel mmseg gives labels as fractions
+            labels = sample.pred_sem_seg.data.squeeze(0).long().numpy()
             return self.keep_labels(image, labels, key, whole_legend)
         self.keep_instances(image, instances(sample), name)
         visualizer = self.predictor.visualizer

@@ -61,12 +61,20 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= args.score <= 1:
         parser.error(f'--score {args.score:g}: scores lie between 0 and 1')
     try:
-        predictions = ModelPredictions(Model(args.model, args.threads), args.out, args.score)
+        model = Model(args.model, args.threads)
+        model.check_resize()
     except UnusableFile as error:
         sys.exit(str(error))
-    if not predictions.run(args.input):
-        sys.exit(f'{args.input}: no images; expected files that end in {", ".join(IMAGES)}')
-    predictions.close()
+    predictions = ModelPredictions(model, args.out, args.score)
+    try:
+        if not predictions.run(args.input):
+            sys.exit(f'{args.input}: no images; expected files that end in {", ".join(IMAGES)}')
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+    try:
+        predictions.close()
+    except OSError as error:
+        sys.exit(f'{args.out}/predictions.json cannot be written: {error.strerror}')
     predictions.report('the file drops those of low scores, as its config had it.')
     sys.exit(0 if predictions.done else 1)
 

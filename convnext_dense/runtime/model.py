@@ -32,8 +32,7 @@ class Model:
             ``output``, ``resize`` and more.
 
     Raises:
-        UnusableFile: it is not there, is damaged, comes from another program, or does not say how
-            images are resized.
+        UnusableFile: it is not there, is damaged, or comes from another program.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None):
@@ -56,11 +55,14 @@ class Model:
             reason = str(error).strip().partition('\n')[0][:200]
             raise UnusableFile(f'{path} is damaged, or no model in ONNX: {reason}') from None
         self.meta = _meta(path, content, self.session.get_modelmeta().custom_metadata_map)
-        self.takes_size = len(self.session.get_inputs()) > 1
+        self.path, self.takes_size = path, len(self.session.get_inputs()) > 1
+
+    def check_resize(self) -> None:
+        """Raise UnusableFile where the file does not say how images are resized."""
         if self.meta['resize'] is None:
             raise UnusableFile(
-                f'{path} does not say how images are resized, since its config does it in a way '
-                'that is not known here: resize them, and run the file with onnxruntime'
+                f'{self.path} does not say how images are resized, since its config does it in a '
+                'way that is not known here: resize them, and run the file with onnxruntime'
             )
 
     def __call__(self, image: np.ndarray) -> np.ndarray | Instances:
@@ -71,7 +73,11 @@ class Model:
         Returns:
             Of a segmentor its output at the size of the image: labels (H, W) or logits (C, H, W).
             Of a detector the instances, in pixels of the image.
+
+        Raises:
+            UnusableFile: the file does not say how images are resized.
         """
+        self.check_resize()
         height, width = image.shape[:2]
         size = target_size(height, width, self.meta['resize'])
         inputs = dict(image=resize(image, *size)[None] if size != (height, width) else image[None])
@@ -114,13 +120,17 @@ class Model:
 def _meta(path, content, metadata):
     if KEY not in metadata:
         raise UnusableFile(f'{path} is not of convnext-dense export: it says nothing of itself')
-    meta = json.loads(metadata[KEY])
-    if meta['format'] > FORMAT:
+    try:
+        meta = json.loads(metadata[KEY])
+        is_newer, writer = meta['format'] > FORMAT, meta['versions']['convnext_dense']
+        signature = meta['digest'].encode()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UnusableFile(f'{path} is damaged: what it says of itself cannot be read') from None
+    if is_newer:
         raise UnusableFile(
-            f'{path} was written by a newer convnext_dense, {meta["versions"]["convnext_dense"]}: '
-            'copy the runtime folder of that version'
+            f'{path} was written by a newer convnext_dense, {writer}: copy the runtime folder of '
+            'that version'
         )
-    signature = meta['digest'].encode()
     if signed(content.replace(signature, UNSIGNED)) != signature:
         raise UnusableFile(f'{path} is damaged, or was changed after it was exported')
     return meta

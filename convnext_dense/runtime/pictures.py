@@ -130,9 +130,11 @@ def save_labels(labels: np.ndarray, colours: Colours, path: str | Path) -> None:
     """Save a label map as a PNG whose pixels are the labels, and which viewers show in colours.
 
     Args:
-        labels: (H, W). With numbers above 255 it has 16 bits, and no colours.
+        labels: (H, W).
+        colours: of the classes. With more than 256, or labels above 255, the PNG has 16 bits, and
+            no colours.
     """
-    if labels.size and labels.max() > 255:
+    if len(colours) > 256 or labels.max(initial=0) > 255:
         Image.fromarray(labels.astype(np.uint16)).save(path)
         return
     picture = Image.fromarray(labels.astype(np.uint8)).convert('P')

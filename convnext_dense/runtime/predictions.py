@@ -54,8 +54,11 @@ class Predictions:
         """
         is_folder = source.is_dir()
         paths = sorted(source.rglob('*')) if is_folder else [source]
-        written = self.out.resolve()  # by an earlier run, perhaps below the source
-        files = [path for path in paths if path.is_file() and written not in path.resolve().parents]
+        # by an earlier run, perhaps below the source
+        written = {self.out.resolve() / name for name in ('overlays', 'labels')}
+        files = [
+            path for path in paths if path.is_file() and not written & {*path.resolve().parents}
+        ]
         wanted = [path for path in files if path.suffix.lower() in self.endings]
         self.others = len(files) - len(wanted)
         root = source if is_folder else source.parent
