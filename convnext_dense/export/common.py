@@ -22,7 +22,8 @@ class Graph(nn.Module):
     inputs: tuple[str, ...] = ('image',)
     outputs: tuple[str, ...]
     thresholds: dict[str, float]
-    least: tuple[int, int] = (1, 1)
+    # a side of 1 is taken for a constant, and RetinaNet has maps at a stride of 128
+    least: tuple[int, int] = (257, 257)
 
     def __init__(self, model: Any):
         super().__init__()

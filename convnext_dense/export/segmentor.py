@@ -48,7 +48,7 @@ class Segmentor(Graph):
         self.slides = cfg.get('mode') == 'slide'
         if self.slides:  # two windows, since a dimension of 1 is taken for a constant
             (height, width), (down, across) = cfg.crop_size, cfg.stride
-            self.least = height + down, width + across
+            self.least = max(self.least[0], height + down), max(self.least[1], width + across)
 
     def forward(self, image: Tensor, size: Tensor) -> Tensor:
         """

@@ -18,7 +18,7 @@ from .common import Graph
 from .engines import ENGINES, NAMES, Run, opened
 
 ODD = (333, 517)  # height and width that no stride divides
-LARGER = 1, 2, 4
+LARGER = 1, 2, 4  # factors of the sides, of which the first is taken that the framework allows
 SHARE = 0.05
 ROUNDING, TRIES = 4e-6, 4  # relative change of weights, and how often it is tried
 UNSTABLE = 0.02  # of a picture's detections at most, or nothing is excused
