@@ -40,6 +40,7 @@ SEEN = 8  # classes of a segmentor that can win; of 150 none would have its shar
 # Random weights of Mask2Former are multiplied by these, or all queries see the same.
 OF_QUERIES = {'query_': 16, 'out_proj': 0.3, 'ffn.layers.1': 0.3}
 SPREAD = 3  # of logits among queries
+STEP = 0.1  # of the weights by which DINO moves boxes, or each layer multiplies rounding errors
 SCORE = 0.01  # threshold: random weights give each of 80 classes 1 / 81
 NOT_READ = 'commands', 'demo', 'doctor', 'training'  # of this package
 STATES = dict(
@@ -154,6 +155,9 @@ class Trial:
                 model: Any = randomise(build(cfg.model, 'cpu'))
                 if kind == 'Seg':
                     balance(model, picture(0, scale))
+                for name, parameter in model.named_parameters():
+                    if 'reg_branches' in name and parameter.dim() > 1:
+                        parameter.data *= STEP
                 torch.save(dict(state_dict=model.state_dict()), folder / 'model.pth')
                 done = export(
                     cfg,
