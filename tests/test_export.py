@@ -552,6 +552,7 @@ def test_sizes_are_larger_where_the_framework_needs_it(scenes, tmp_path, picture
     verifier = Verifier(model, graph_of(model, 'labels'), images)
     assert verifier.possible((333, 517)) == (333, 517)
     assert verifier.possible((96, 128)) == (387, 515)
+    assert verifier.possible((195, 200)) == (224, 224)  # multiples of 32
     with pytest.raises(Differs, match='the framework itself does not predict at 20 x 30'):
         verifier.possible((20, 30))
 

@@ -22,7 +22,7 @@ from convnext_dense.export.verifying import EXACT, Verifier, match
 from convnext_dense.inference.building import build
 from convnext_dense.inference.prediction import classes_of, instances
 from convnext_dense.runtime.__main__ import main as run
-from convnext_dense.runtime.instances import Instances
+from convnext_dense.runtime.instances import Instances, paste
 from convnext_dense.runtime.model import Model
 from convnext_dense.runtime.resizing import resize
 
@@ -163,6 +163,17 @@ def test_a_mask_may_differ_by_a_pixel():
     whole, near, far = (Instances(np.zeros((1, 4)), one, one, mask) for mask in masks)
     assert match(whole, near, 0.5, 20, EXACT)[0] == []
     assert match(whole, far, 0.5, 20, EXACT)[0] == [0]
+
+
+def test_pixels_at_the_threshold_may_differ():
+    """The row of a thin mask, whose probabilities fall from left to right."""
+    probabilities = np.linspace(0.7, 0.3, 28, dtype=np.float32)[None, None].repeat(28, 1)
+    box, ones = np.array([[2, 9, 198, 11]], np.float32), np.ones(1)
+    file = Instances(box, ones, ones, probabilities)
+    for shift, missing in ((0.005, []), (0.05, [0])):
+        masks = paste(probabilities[0] + shift, box[0], 20, 200, 0.5)[None]
+        assert (masks[0] ^ paste(probabilities[0], box[0], 20, 200, 0.5)).sum() > 2
+        assert match(Instances(box, ones, ones, masks), file, 0.5, 200, EXACT)[0] == missing
 
 
 def test_detections_that_are_nearly_the_same_are_not_taken_for_each_other():

@@ -22,8 +22,9 @@ class Graph(nn.Module):
     inputs: tuple[str, ...] = ('image',)
     outputs: tuple[str, ...]
     thresholds: dict[str, float]
-    # a side of 1 is taken for a constant, and RetinaNet has maps at a stride of 128
-    least: tuple[int, int] = (257, 257)
+    # A side of 1 is taken for a constant, and RetinaNet has maps at a stride of 128. A multiple of
+    # 32, since some models take no other.
+    least: tuple[int, int] = (288, 288)
 
     def __init__(self, model: Any):
         super().__init__()

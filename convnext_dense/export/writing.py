@@ -154,11 +154,17 @@ def export(
         )
     try:  # before minutes are spent on tracing
         verifier.refuse_chance(size)
-        sizes = sizes[:1] if static else [verifier.possible(each) for each in sizes]
     except Differs as error:
         raise ConfigError(f'no file was written: {error}') from error
     reasons = []
     attempts = ATTEMPTS[-1:] if static else ATTEMPTS
+    if not static:
+        try:
+            sizes = [verifier.possible(each) for each in sizes]
+        except Differs as error:
+            attempts = ATTEMPTS[-1:]
+            reasons.append(f'not for any height and width: {error}')
+            say(reasons[-1])
     try:
         for attempt in attempts:
             says = attempt.says.format(*size)
