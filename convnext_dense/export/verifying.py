@@ -26,7 +26,7 @@ OTHERWISE: tuple[Callable[[int], int], ...] = (
 )
 EDGE = 0.01  # of probabilities in a mask: pixels so near the threshold may differ
 SHARE = 0.05
-ROUNDING, TRIES = 4e-6, 4  # relative change of weights, and how often it is tried
+ROUNDING, TRIES = 1e-5, 8  # relative change of weights, and how often it is tried
 UNSTABLE = 0.02  # of a picture's detections at most, or nothing is excused
 NOTHING = 'a single class', 'no object'  # of segmentors, of detectors
 ADVICE = (

@@ -66,11 +66,17 @@ LARGEST = 2**31 - 1  # bytes of a file in protobuf's format
 class Attempt(NamedTuple):
     says: str
     dimensions: tuple[str | None, ...]  # names of those of the image (N, H, W, 3) that are free
+    # A size that no stride divides is traced: ISANet pads such maps, and takes a branch for it.
+    is_odd: bool = False
 
 
+MANY = 'any number of pictures, any height and width', ('N', 'H', 'W')
+SINGLE = 'a picture at a time, any height and width', (None, 'H', 'W')
 ATTEMPTS = (
-    Attempt('any number of pictures, any height and width', ('N', 'H', 'W')),
-    Attempt('a picture at a time, any height and width', (None, 'H', 'W')),
+    Attempt(*MANY),
+    Attempt(*MANY, is_odd=True),
+    Attempt(*SINGLE),
+    Attempt(*SINGLE, is_odd=True),
     Attempt('a picture at a time, of {} x {}', (None, None, None)),
 )
 
@@ -160,7 +166,10 @@ def export(
     attempts = ATTEMPTS[-1:] if static else ATTEMPTS
     if not static:
         try:
-            sizes = [verifier.possible(each) for each in sizes]
+            wanted, sizes = sizes, [verifier.possible(each) for each in sizes]
+            for (h, w), other in zip(wanted, sizes):
+                if other != (h, w):
+                    say(f'the framework does not predict at {h} x {w}: compared at {other} instead')
         except Differs as error:
             attempts = ATTEMPTS[-1:]
             reasons.append(f'not for any height and width: {error}')
@@ -168,13 +177,14 @@ def export(
     try:
         for attempt in attempts:
             says = attempt.says.format(*size)
+            traced_size = sizes[1] if attempt.is_odd else size
             say(f'tracing for {says} ...')
             is_static = attempt is ATTEMPTS[-1]
             if is_static and rule is not None:
                 meta['resize'] = dict(scale=size[::-1], keep_ratio=False)
             try:
                 # a copy: some models keep what they computed, here tensors of the tracer
-                proto = _converted(copy.deepcopy(graph), size, attempt.dimensions)
+                proto = _converted(copy.deepcopy(graph), traced_size, attempt.dimensions)
                 _write(proto, meta, unfinished(path))
                 say('comparing with the framework ...')
                 kept = sizes[:1] if is_static else sizes
@@ -183,7 +193,8 @@ def export(
                 )
                 rows = verify()
             except Differs as error:
-                reasons.append(f'not for {says}: {error}')
+                place = f', traced at {traced_size[0]} x {traced_size[1]}' * attempt.is_odd
+                reasons.append(f'not for {says}{place}: {error}')
                 say(reasons[-1])
                 continue
             if precision != 'fp32':
