@@ -82,6 +82,15 @@ def test_census_that_is_kept_says_enough_families_work():
     assert int(families[1]) >= 0.95 * int(families[2]) > 100
 
 
+def test_census_of_exports_that_is_kept_gives_a_reason_for_each():
+    text = (ROOT / 'docs/census-export.md').read_text()
+    families, equal = re.search(r'(\d+) families: (\d+) equal', text).groups()
+    rows = [line.strip('| ').split(' | ') for line in text.splitlines() if line.startswith('| mm')]
+    assert len(rows) == int(families) > 150 and int(equal) > 80
+    assert sum(row[2] == 'equal' for row in rows) == int(equal)
+    assert all(len(row[3]) > 10 for row in rows)  # how dynamic it is, or why not
+
+
 @pytest.mark.slow
 def test_census_of_exports(tmp_path, monkeypatch):
     """A family's row is kept for the next run."""
