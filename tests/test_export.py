@@ -515,13 +515,14 @@ def refused(config, checkpoint, out, *arguments):
 
 
 def test_a_trap_without_a_cure_is_given_up_to_one_size(scenes, tmp_path, capsys):
-    """Exported without a word, and wrong at 333 x 517: the verification is what notices."""
+    """Exported without a word, and wrong at other sizes: the verification is what notices."""
     config, checkpoint = make(tmp_path, scenes, head=simple('HalvingHead'))
     out = tmp_path / 'model.onnx'
     export(config, checkpoint, '-o', out)
     printed = ' '.join(capsys.readouterr().out.split())
     for says in ('any number of pictures, any height', 'a picture at a time, any height'):
-        assert f'not for {says} and width: it is wrong at 333 x 517' in printed
+        for place in ('', ', traced at 333 x 517'):
+            assert f'not for {says} and width{place}: it is wrong at 96 x 96' in printed
     assert 'a picture at a time, of 96 x 96' in printed
     model = Model(out)
     assert model.session.get_inputs()[0].shape == [1, 96, 96, 3]
