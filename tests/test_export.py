@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ from convnext_dense.export.writing import resize_rule
 from convnext_dense.inference.building import build, load
 from convnext_dense.runtime.model import Model, UnusableFile
 from convnext_dense.runtime.resizing import resize
+from convnext_dense.training.examples_hook import draw_example
 
 onnx = pytest.importorskip('onnx', reason='needs ONNX export')
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs ONNX export')
@@ -634,6 +636,17 @@ def test_a_single_channel_is_compared(output, scenes, tmp_path, pictures):
     compare = _same_labels if output == 'labels' else verifier.same_logits
     compared, equal, note, _ = compare(verifier.expected(size), outputs, EXACT)
     assert equal == compared > 0 and note.startswith('2 classes')
+
+
+def test_a_single_channel_is_drawn_while_it_trains(scenes, tmp_path):
+    config, checkpoint = make(tmp_path, scenes, head=BINARY)
+    photo = sorted((scenes / 'ade/images/test').glob('*'))[0]
+    (sample,) = [inferencer(config, checkpoint, 'cpu')(str(photo), return_datasamples=True)]
+    sample.set_metainfo(dict(img_path=str(photo)))
+    assert sample.pred_sem_seg.data.is_floating_point()
+    colours = dict(classes=('a', 'b'), palette=[(255, 0, 0), (0, 255, 0)])
+    shown, present = draw_example(SimpleNamespace(dataset_meta=colours), sample)
+    assert shown.shape[:2] == sample.ori_shape and present and present <= {0, 1}
 
 
 @pytest.mark.parametrize(

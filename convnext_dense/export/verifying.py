@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.pictures import labels_of
 from ..errors import ConfigError
 from ..inference.prediction import instances
 from ..runtime.instances import Instances, paste
@@ -145,7 +146,7 @@ class Verifier:
                 for a, b in zip(first, again)
             )
         else:
-            labels = [(sample.pred_sem_seg.data[0].numpy(),) for sample in again]
+            labels = [(labels_of(sample.pred_sem_seg),) for sample in again]
             compared, equal, *_ = _same_labels(first, labels, EXACT)
             differs = equal < EXACT.labels * compared
         if differs:
@@ -320,11 +321,7 @@ def shaken(model: nn.Module, seed: int) -> nn.Module:
 
 
 def _same_labels(expected, found, _):
-    # of a single channel mmseg gives labels as fractions
-    pairs = [
-        (sample.pred_sem_seg.data[0].numpy().astype(np.int64), labels)
-        for sample, (labels,) in zip(expected, found)
-    ]
+    pairs = [(labels_of(sample.pred_sem_seg), labels) for sample, (labels,) in zip(expected, found)]
     counts = np.bincount(np.concatenate([labels.flatten() for labels, _ in pairs]))
     equal = sum(int((labels == others).sum()) for labels, others in pairs)
     note = f'{np.count_nonzero(counts)} classes'

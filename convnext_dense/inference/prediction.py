@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 
 from ..config_names import read_config
 from ..data import label_folder
-from ..data.pictures import distinct_colours
+from ..data.pictures import distinct_colours, labels_of
 from ..errors import ConfigError
 from ..printing import progress, quiet
 from ..runtime import predictions
@@ -116,8 +116,7 @@ class Predictions(predictions.Predictions):
         samples = results['predictions'] if isinstance(results, dict) else results
         sample = (samples[0] if isinstance(samples, list) else samples).cpu()
         if 'pred_sem_seg' in sample:
-            # of a single channel mmseg gives labels as fractions
-            labels = sample.pred_sem_seg.data.squeeze(0).long().numpy()
+            labels = labels_of(sample.pred_sem_seg)
             return self.keep_labels(image, labels, key, whole_legend)
         self.keep_instances(image, instances(sample), name)
         visualizer = self.predictor.visualizer

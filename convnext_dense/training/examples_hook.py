@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
-from ..data.pictures import overlay, read, with_legend
+from ..data.pictures import labels_of, overlay, read, with_legend
 from ..registry import HOOKS
 from .drawing import failures_as_warnings, path_in_work_dir
 
@@ -76,7 +76,7 @@ def draw_example(visualizer, sample) -> tuple[np.ndarray, set[int]]:
         drawing.add_datasample('example', image, sample)
         return drawing.get_image(), set()
     parts = [sample.get(name) for name in ('gt_sem_seg', 'pred_sem_seg') if name in sample]
-    maps = [part.data.squeeze(0).numpy() for part in parts]
+    maps = [labels_of(part) for part in parts]
     present = set(np.unique(maps).tolist()) & set(range(len(meta['classes'])))
     painted = [overlay(image, labels, meta['palette']) for labels in maps]
     return np.concatenate(painted, axis=1), present
